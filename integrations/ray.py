@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ponder._utils.checks import library
 from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.integrations.transformers.texts import TextOrPair
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 __all__ = ["Predictor", "deployment"]
+
+Column: TypeAlias = NDArray[Any] | Sequence[Any]
+"""The values of a column of a table."""
+Answer: TypeAlias = dict[str, str | float | int]
+"""The label, its probability and the exit step of a text."""
+_ANSWERS = ("label", "probability", "exit_step")
+
+
+class _Request(Protocol):
+    """An HTTP request, as Ray Serve passes it on."""
+
+    async def json(self) -> Mapping[str, TextOrPair]:
+        """Return its body."""
 
 
 class Predictor:
@@ -51,10 +69,12 @@ class Predictor:
         self.model = PonderForSequenceClassification.from_pretrained(fspath(folder))
         self.batch_size = batch_size
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Column]) -> dict[str, Column]:
         """Return a table, as arrays by column, with the columns of the answers."""
         sides = [list(batch[name]) for name in self.columns]
-        texts = sides[0] if len(sides) == 1 else [list(pair) for pair in zip(*sides, strict=True)]
+        texts = sides[0]
+        if len(sides) == 2:
+            texts = [list(pair) for pair in zip(*sides, strict=True)]
         answers = self.model.predict(texts, batch_size=self.batch_size)
         labels = np.array(answers.labels, dtype=np.str_)
         probability = answers.probabilities.double().numpy()
@@ -73,7 +93,7 @@ def deployment(
     max_wait: float = 0.005,
     threads: int = 1,
     **options: Any,
-) -> Any:
+) -> Application:
     """Return an application for `ray.serve.run`.
 
     Its replicas answer ``{"text": …}`` with the label, its probability and the exit step. Requests
@@ -100,14 +120,15 @@ def deployment(
         @serve.batch(  # type: ignore[untyped-decorator]
             max_batch_size=max_batch, batch_wait_timeout_s=max_wait
         )
-        async def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
+        async def answer(self, texts: list[TextOrPair]) -> list[Answer]:
             table = self.predictor({"text": texts})
-            names = ("label", "probability", "exit_step")
-            return [{name: table[name][row].item() for name in names} for row in range(len(texts))]
+            return [
+                {name: table[name][row].item() for name in _ANSWERS} for row in range(len(texts))
+            ]
 
-        async def __call__(self, request: Any) -> dict[str, Any]:
+        async def __call__(self, request: _Request) -> Answer:
             body = await request.json()
-            answer: dict[str, Any] = await self.answer(body["text"])
+            answer: Answer = await self.answer(body["text"])
             return answer
 
     return serve.deployment(name="ponder", **options)(Replica).bind()

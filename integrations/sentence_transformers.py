@@ -11,11 +11,12 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers import PonderForSequenceClassification, PonderModel
@@ -26,7 +27,13 @@ from ponder.recipes import Recipe
 
 __all__ = ["CrossEncoder", "PonderTransformer", "with_exits"]
 
-_TASKS: dict[type[Any], Any] = {
+ExitingModel: TypeAlias = PonderModel | PonderForSequenceClassification
+"""A model whose rows exit early, of embeddings or of scores."""
+Processor: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+"""A tokenizer of Transformers, or another of its processors."""
+Features: TypeAlias = dict[str, Any]
+"""What the modules of a `SentenceTransformer` pass on: tensors by name, and settings."""
+_TASKS: dict[type[PreTrainedModel], Any] = {
     PonderModel: "feature-extraction",
     PonderForSequenceClassification: "sequence-classification",
 }
@@ -75,9 +82,7 @@ class PonderTransformer(Transformer):
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
 
     @classmethod
-    def of(
-        cls, model: PonderModel | PonderForSequenceClassification, processor: Any, **options: Any
-    ) -> Self:
+    def of(cls, model: ExitingModel, processor: Processor, **options: Any) -> Self:
         """Make the module around a model in memory; its weights are used, not copied.
 
         Args:
@@ -97,19 +102,22 @@ class PonderTransformer(Transformer):
         module._limit_length()
         return module
 
-    def _load_model(self, *args: Any, model: Any = None, **options: Any) -> Any:
+    def _load_model(
+        self, *args: Any, model: ExitingModel | None = None, **options: Any
+    ) -> PreTrainedModel:
         """Return the model that `of` was given, or else the one in the folder."""
         if model is not None:
             return model
-        return super()._load_model(*args, **options)
+        loaded: PreTrainedModel = super()._load_model(*args, **options)
+        return loaded
 
     def get_embedding_dimension(self) -> int:
         """Return the size of the features of a token or a row."""
         return int(self.model.config.feature_size)
 
     def forward(
-        self, features: dict[str, Any], policy: ExitPolicy | None = None, **ignored: Any
-    ) -> dict[str, Any]:
+        self, features: Features, policy: ExitPolicy | None = None, **ignored: Any
+    ) -> Features:
         """Run each row to its exit.
 
         Args:

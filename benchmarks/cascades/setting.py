@@ -190,7 +190,7 @@ class Setting:
     @cached_property
     def plain(self) -> PlainClassifier:
         """The fine-tuned model without exits."""
-        return PlainClassifier(self.model.encoder, self.model.tokenizer)
+        return PlainClassifier.of(self.model)
 
 
 def certified(

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ponder.calibration.records import Ints, Metric
 from ponder.policies import Certified, ExitPolicy
 from ponder.trajectory import Trajectory
 
-__all__ = ["evaluate", "model_card", "write_card"]
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.saved_model import SavedModel
+
+__all__ = ["Evaluation", "evaluate", "model_card", "write_card"]
 
 _FILE = "README.md"
 _TAG = "ponder"
 
 
-def write_card(model: Any, folder: Path) -> None:
+class Evaluation(TypedDict):
+    """A measurement of a policy on labelled rows, in plain JSON.
+
+    `score` is that of the policy, `full_depth` that of full depth; both are of the `metric`.
+    `speed_up` counts steps.
+    """
+
+    data: str
+    rows: int
+    metric: str
+    policy: str
+    score: float
+    full_depth: float
+    mean_exit_step: float
+    speed_up: float
+
+
+def write_card(model: SavedModel, folder: Path) -> None:
     """Write the card of a saved model, unless the folder has a README that the user wrote."""
     path = folder / _FILE
     if path.exists() and _TAG not in (_data_of(path).tags or []):
@@ -25,39 +46,19 @@ def write_card(model: Any, folder: Path) -> None:
     model_card(model, folder.resolve().name).save(path)
 
 
-def model_card(model: Any, name: str) -> ModelCard:
+def model_card(model: SavedModel, name: str) -> ModelCard:
     """Return the card of a model with exits, under a name."""
+    metadata = _metadata(model, name)
+    kind = type(model).__name__
     config = model.config
-    kind = type(model)
-    policy = model.policy
-    base = str(config.encoder.name_or_path or config.name_or_path or "")
-    of_base = ModelCardData()
-    if base:
-        of_base = _data_of(Path(base) / _FILE)
-    base_model = of_base.base_model
-    if base and not Path(base).is_absolute():
-        base_model = base
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=kind.pipeline_tag,
-        tags=[_TAG, "early-exit", "adaptive-computation"],
-        license=of_base.license,
-        language=of_base.language,
-        base_model=base_model,
-        model_name=name,
-        eval_results=[
-            result for row in config.evaluations for result in _results(row, kind.pipeline_tag)
-        ]
-        or None,
-    )
-    if isinstance(policy, Certified):
-        promise = policy.statement
-    else:
-        promise = "Nothing: its policy is not certified."
     if config.finetuned:
         heads = "its own head, and early ones beside it"
     else:
         heads = f"the heads of `{model.recipe.name}`"
+    promise = "Nothing: its policy is not certified."
+    if isinstance(model.policy, Certified):
+        promise = model.policy.statement
+    measured = "".join(_measured(row) for row in config.evaluations)
     text = f"""
 # {name}
 
@@ -66,28 +67,55 @@ batch exits at the step that its policy chooses.
 
 ```python
 # pip install 'ponder-torch[transformers]'
-from ponder.integrations.transformers import {kind.__name__}
+from ponder.integrations.transformers import {kind}
 
-model = {kind.__name__}.from_pretrained("{name}")
+model = {kind}.from_pretrained("{name}")
 ```
 
-* Policy: `{policy!r}`
+* Policy: `{model.policy!r}`
 * Promised of its exits: {promise}
-{"".join(map(_measured, config.evaluations))}"""
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+{measured}"""
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}")
+
+
+def _metadata(model: SavedModel, name: str) -> ModelCardData:
+    """Return the part of a card that the hub reads; license and language are the encoder's."""
+    config = model.config
+    base = str(config.encoder.name_or_path or config.name_or_path or "")
+    of_base = ModelCardData()
+    if base:
+        of_base = _data_of(Path(base) / _FILE)
+    base_model = of_base.base_model
+    if base and not Path(base).is_absolute():  # the name of a model on the hub
+        base_model = base
+    results: list[EvalResult] = []
+    for row in config.evaluations:
+        results += _results(row, model.pipeline_tag)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=model.pipeline_tag,
+        tags=[_TAG, "early-exit", "adaptive-computation"],
+        license=of_base.license,
+        language=of_base.language,
+        base_model=base_model,
+        model_name=name,
+        eval_results=results or None,
+    )
 
 
 def evaluate(
-    trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Any = None
-) -> dict[str, Any]:
+    trajectory: Trajectory, policy: ExitPolicy, data: str, metric: Metric | None = None
+) -> Evaluation:
     """Return the scores of a policy and of full depth on labelled rows, as plain JSON."""
     steps = trajectory.exit_steps(policy)
     table = trajectory.score_table(metric)
 
-    def score(at: Any) -> float:
-        if table is None:
-            return float(metric(*trajectory.answers_at(at)))
-        return float(table[np.arange(len(table)), at - 1].mean())
+    def score(exits: Ints) -> float:
+        """Return the score of answers at some exits, `(rows,)`."""
+        if table is not None:
+            return float(table[np.arange(len(table)), exits - 1].mean())
+        assert callable(metric)  # only a function of all answers has no table
+        return float(metric(*trajectory.answers_at(exits)))
 
     return {
         "data": data,
@@ -101,17 +129,22 @@ def evaluate(
     }
 
 
-def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
-    where = {"task_type": task, "dataset_type": row["data"], "dataset_name": row["data"]}
+def _results(row: Evaluation, task: str) -> list[EvalResult]:
+    """Return the score and the speed-up of a measurement, as the hub shows them."""
+    name = row["data"]
     return [
         EvalResult(
-            **where,
+            task_type=task,
+            dataset_type=name,
+            dataset_name=name,
             metric_type=row["metric"],
             metric_value=row["score"],
             metric_name=f"{row['metric']}, with exits",
         ),
         EvalResult(
-            **where,
+            task_type=task,
+            dataset_type=name,
+            dataset_name=name,
             metric_type="speed_up",
             metric_value=row["speed_up"],
             metric_name="speed-up in steps",
@@ -119,7 +152,8 @@ def _results(row: dict[str, Any], task: str) -> list[EvalResult]:
     ]
 
 
-def _measured(row: dict[str, Any]) -> str:
+def _measured(row: Evaluation) -> str:
+    """Return a measurement as a line of the card."""
     return (
         f"* {row['data']} ({row['rows']} rows): {row['metric']} {row['score']:.4f} with exits, "
         f"{row['full_depth']:.4f} at full depth; mean exit step {row['mean_exit_step']:.2f}, "
@@ -128,6 +162,7 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def _data_of(path: Path) -> ModelCardData:
+    """Return the metadata of a card; empty if there is none."""
     if not path.is_file():
         return ModelCardData()
     data: ModelCardData = ModelCard.load(path).data

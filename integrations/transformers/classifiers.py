@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ponder._utils.rows import class_numbers
+from ponder._utils.rows import Text, class_numbers
 from ponder.calibration.cost import WallClock, wall_clock
 from ponder.cascade.stages import classes_of
 from ponder.integrations.transformers.exits import ExitReport, fit_exits
@@ -40,16 +40,16 @@ class FittedClassifier:
     model: PonderForSequenceClassification
     report: ExitReport
     clock: WallClock
-    certifying: list[Any] = field(repr=False)
-    taught: list[Any] = field(repr=False)
+    certifying: list[Text] = field(repr=False)
+    taught: list[Text] = field(repr=False)
     truncated: int
     seconds: float
 
 
 def fit_classifier(
     source: str,
-    texts: Sequence[Any],
-    labels: Sequence[Any] | None = None,
+    texts: Sequence[Text],
+    labels: Sequence[object] | None = None,
     *,
     progress: Callable[[str, int, int], object] | None = None,
     **options: Any,
@@ -74,10 +74,10 @@ def fit_classifier(
         known = list(class_numbers(labels, classes_of(model) or ()))
     rows = [{**row, "labels": label} for row, label in zip(encoded.rows, known, strict=True)]
     report = fit_exits(model, rows, progress=progress, **options)
-    took = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     certifying = [texts[place] for place in report.places]
     timed = certifying[:: len(certifying) // _TIMED + 1]
-    plain = PlainClassifier(model.encoder, model.tokenizer)
+    plain = PlainClassifier.of(model)
     clock = wall_clock(lambda: plain.predict(timed), lambda: model.predict(timed), pairs=3)
     return FittedClassifier(
         model=model,
@@ -86,5 +86,5 @@ def fit_classifier(
         certifying=certifying,
         taught=[texts[place] for place in report.taught_places],
         truncated=encoded.truncated,
-        seconds=took,
+        seconds=seconds,
     )

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -15,6 +15,11 @@ from transformers.utils.hub import cached_file
 from ponder._utils.plain import from_plain
 from ponder._utils.seals import changed_parts, sealed
 from ponder.errors import CheckpointError
+from ponder.integrations.transformers.families import PackedExample
+from ponder.recipes.base import Settings
+
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.card import Evaluation
 
 __all__ = ["PonderConfig", "changed_files"]
 
@@ -81,21 +86,22 @@ class PonderConfig(PretrainedConfig):
 
     def __init__(
         self,
-        encoder: PretrainedConfig | dict[str, Any] | None = None,
+        encoder: PretrainedConfig | Settings | None = None,
         architecture: str | None = None,
         finetuned: bool = False,
-        recipe: dict[str, Any] | None = None,
+        recipe: Settings | None = None,
         readout: str = "pooler",
         head_dropout: float = 0.1,
         num_steps: int | None = None,
         feature_size: int | None = None,
-        example: dict[str, Any] | None = None,
-        exits: dict[str, Any] | None = None,
-        evaluations: list[dict[str, Any]] | None = None,
+        example: PackedExample | None = None,
+        exits: Settings | None = None,
+        evaluations: list[Evaluation] | None = None,
         digests: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.encoder = _as_config(encoder)
+        # None only in the empty configuration with which Transformers compares others.
+        self.encoder: Any = _as_config(encoder)
         self.architecture = architecture
         self.finetuned = finetuned
         self.recipe = recipe or {}
@@ -113,15 +119,17 @@ class PonderConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Settings, **kwargs: Any) -> Self:
         """Read a configuration, as in Transformers.
 
         Raises:
             ValueError: A field is of another type.
         """
-        names = [each.name for each in fields(_SavedFields)]
-        from_plain(_SavedFields, {name: config_dict[name] for name in names if name in config_dict})
-        return super().from_dict(config_dict, **kwargs)
+        names = {each.name for each in fields(_SavedFields)}
+        saved = {name: value for name, value in config_dict.items() if name in names}
+        from_plain(_SavedFields, saved)  # a check; the base class reads the fields
+        config: Self = super().from_dict(config_dict, **kwargs)
+        return config
 
     def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
         """Write the configuration with its own digest in it; see `changed_files`."""
@@ -175,12 +183,13 @@ def changed_files(source: str, **hub: Any) -> list[str]:
     return changed_parts(json.loads(path.read_text(encoding="utf-8")), locate)
 
 
-def _as_config(encoder: PretrainedConfig | dict[str, Any] | None) -> Any:
+def _as_config(encoder: PretrainedConfig | Settings | None) -> PretrainedConfig | None:
     """Return the configuration of an encoder; a plain one if its class is in untrusted files."""
     if not isinstance(encoder, dict):
         return encoder
     fields = dict(encoder)
     model_type = fields.pop("model_type", "")
     if model_type in CONFIG_MAPPING:
-        return AutoConfig.for_model(model_type, **fields)
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+        return config
     return PretrainedConfig(**fields)

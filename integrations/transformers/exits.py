@@ -10,29 +10,39 @@ each part. If an error or an interruption ends the fit, the model is restored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_int
-from ponder._utils.rows import split
+from ponder._utils.rows import Ints, split
 from ponder.calibration import RiskControl, certify
 from ponder.calibration.repeats import check_rows
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
+from ponder.inference.examples import examples_in
+from ponder.integrations.transformers.finetuned import EarlyHead
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
-from ponder.integrations.transformers.texts import Encoding, encodings_of, record_rows, row_ids
+from ponder.integrations.transformers.texts import (
+    Encoding,
+    Rows,
+    encodings_of,
+    record_rows,
+    row_ids,
+)
 from ponder.policies import LastStep
 from ponder.trajectory import Trajectory
 
 __all__ = [
+    "Distinct",
     "ExitReport",
+    "Progress",
     "Sides",
     "as_before_if_refused",
     "counter",
@@ -41,12 +51,16 @@ __all__ = [
     "teach_heads",
 ]
 
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""Called with a phase, the number of its parts that are done, and the number of all."""
 _SHARES = (0.4, 0.2, 0.4)
 """Shares of the inputs that teach the heads, choose the policy, and certify it."""
 _FEWEST = 50
 """The least number of distinct inputs."""
 _MEMORY = 2**30
 """Bytes of the features that the heads learn on."""
+_BATCH = 64
+"""Rows of a batch of training."""
 _PATIENCE = 4
 """Epochs without a lower loss after which training stops."""
 
@@ -116,9 +130,9 @@ class ExitReport:
         """N ÷ mean exit step: a speed-up in steps, which leaves out embeddings and heads."""
         return self.num_steps / self.mean_exit_step
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the report in plain JSON types; NaN becomes None."""
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float) and math.isnan(value):
@@ -131,7 +145,7 @@ class ExitReport:
 
 def fit_exits(
     model: PonderPreTrainedModel,
-    rows: Iterable[Any],
+    rows: Rows,
     *,
     disagreement: float = LEVEL,
     confidence: float = CONFIDENCE,
@@ -139,7 +153,7 @@ def fit_exits(
     epochs: int = 40,
     seed: int = 0,
     batch_size: int = 32,
-    progress: Callable[[str, int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> ExitReport:
     """Train early heads to agree with full depth, choose a policy for the model, and certify it.
 
@@ -192,19 +206,24 @@ def fit_exits(
 @contextmanager
 def as_before_if_refused(model: PonderPreTrainedModel) -> Iterator[None]:
     """Restore the early heads, the policy and the settings of a model if the block raises."""
-    wrapper: Any = model.ponder
-    early: list[Any] = list(getattr(wrapper.head, "heads", ()))[:-1]
-    states = [deepcopy(head.state_dict()) for head in early]
+    heads = _early_heads(model)
+    states = [deepcopy(head.state_dict()) for head in heads]
     policy = model.policy
     exits = model.config.exits
     try:
         yield
     except BaseException:
-        for head, state in zip(early, states, strict=True):
+        for head, state in zip(heads, states, strict=True):
             head.load_state_dict(state)
         model.policy = policy
         model.config.exits = exits
         raise
+
+
+def _early_heads(model: PonderPreTrainedModel) -> list[EarlyHead]:
+    """Return the heads of all steps but the last; none of a model with one head."""
+    heads = getattr(model.ponder.head, "heads", ())
+    return [head for head in heads if isinstance(head, EarlyHead)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +235,7 @@ class Sides:
         choosing: The inputs that choose a policy.
         certifying: The inputs that certify it.
         places: The places of the inputs of each part among all.
+        taught_rows: The places of the inputs that taught the heads, repeats included.
         rows: Number of inputs.
         distinct: Number of distinct inputs.
     """
@@ -223,29 +243,28 @@ class Sides:
     taught: Trajectory
     choosing: Trajectory
     certifying: Trajectory
-    places: tuple[Any, Any, Any]
-    taught_rows: Any
+    places: tuple[Ints, Ints, Ints]
+    taught_rows: Ints
     rows: int
     distinct: int
 
 
 def teach_heads(
     model: PonderPreTrainedModel,
-    rows: Iterable[Any],
+    rows: Rows,
     *,
     epochs: int = 40,
     seed: int = 0,
     batch_size: int = 32,
-    progress: Callable[[str, int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Sides:
     """Train early heads to agree with full depth on a part of the inputs, and record the others.
 
     Arguments as for `fit_exits`.
     """
     check_int("epochs", epochs)
-    wrapper: Any = model.ponder
     _check_can_learn(model)
-    encodings = list(encodings_of(model, rows))
+    encodings: list[Encoding] = list(examples_in(encodings_of(model, rows)))
     ids = row_ids(encodings)
     count = len(np.unique(ids))
     if count < _FEWEST:
@@ -259,37 +278,23 @@ def teach_heads(
     learn, choose, check = split(ids, _SHARES, seed)
     # Heads that learned from another split may have seen the rows that certify: they start anew.
     model.policy = LastStep()
-    early: list[Any] = list(wrapper.head.heads)[:-1]
-    for head in early:
+    heads = _early_heads(model)
+    for head in heads:
         head.reset()
-    learn = learn[: _rows_in_memory(model, encodings)]
-    taught_rows = learn
-    learn = learn[_first_of_each(ids[learn])]
-
-    def record(places: Any, phase: str, **options: Any) -> Trajectory:
-        """Run the model over each distinct input once, and return the run over all inputs."""
-        once = places[_first_of_each(ids[places])]
-        count = counter(progress, phase, len(once))
-        settings = {"batch_size": batch_size, "row_ids": ids[once], "progress": count, **options}
-        trajectory = record_rows(model, [encodings[place] for place in once], settings)
-        if len(once) < len(places):
-            order = np.argsort(ids[once])
-            found = order[np.searchsorted(ids[once], ids[places], sorter=order)]
-            index = torch.from_numpy(found)
-            trajectory = trajectory.map(lambda values: values[index.to(values.device)])
-        return replace(trajectory, content_ids=True)
-
-    taught = record(learn, "learn", keep_features=True)
+    taught_rows = learn[: _rows_in_memory(model, encodings)]
+    learn = taught_rows[_first_of_each(ids[taught_rows])]
+    recorder = _Recorder(model, encodings, ids, batch_size, progress)
+    taught = recorder.record(learn, "learn", keep_features=True)
     generator = torch.Generator().manual_seed(seed)
-    count_head = counter(progress, "train", len(early))
-    for step, head in enumerate(early):
+    count_head = counter(progress, "train", len(heads))
+    for step, head in enumerate(heads):
         _train(head, step, taught, epochs, generator)
         count_head(1)
     model.config.exits = {"seed": seed}
     return Sides(
         taught=replace(taught, features=None),
-        choosing=record(choose, "choose"),
-        certifying=record(check, "certify"),
+        choosing=recorder.record(choose, "choose"),
+        certifying=recorder.record(check, "certify"),
         places=(learn, choose, check),
         taught_rows=taught_rows,
         rows=len(encodings),
@@ -297,16 +302,55 @@ def teach_heads(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Recorder:
+    """Full-depth runs of a model over some of its inputs.
+
+    Args:
+        model: The model.
+        encodings: All inputs.
+        ids: Their ids, `(rows,)`.
+        batch_size: Rows of a batch at most.
+        progress: Called with a phase and the numbers of its inputs, or None.
+    """
+
+    model: PonderPreTrainedModel
+    encodings: Sequence[Encoding]
+    ids: Ints
+    batch_size: int
+    progress: Progress | None
+
+    def record(self, places: Ints, phase: str, *, keep_features: bool = False) -> Trajectory:
+        """Run the model over each distinct input once, and return the run over all inputs."""
+        ids = self.ids
+        once = places[_first_of_each(ids[places])]
+        trajectory = record_rows(
+            self.model,
+            [self.encodings[place] for place in once],
+            batch_size=self.batch_size,
+            row_ids=ids[once],
+            keep_features=keep_features,
+            progress=counter(self.progress, phase, len(once)),
+        )
+        if len(once) < len(places):
+            order = np.argsort(ids[once])
+            run_of_row = order[np.searchsorted(ids[once], ids[places], sorter=order)]
+            index = torch.from_numpy(run_of_row)
+            trajectory = trajectory.map(lambda values: values[index.to(values.device)])
+        return replace(trajectory, content_ids=True)
+
+
 def _check_can_learn(model: PonderPreTrainedModel) -> None:
     """Refuse a model without early heads or without classes."""
-    task: Any = model.ponder.task
-    if model.config.finetuned and task.classes:
+    task = model.ponder.task
+    if model.config.finetuned and task is not None and task.classes:
         return
     kind = type(model).__name__
+    name = None if task is None else task.name
     raise ArgumentError(
         "model",
         expected="a fine-tuned classifier with exits beside its head",
-        got=f"a {kind} of the recipe {model.recipe.name!r}, task {task.name!r}",
+        got=f"a {kind} of the recipe {model.recipe.name!r}, task {name!r}",
         remedy="Make one: PonderForSequenceClassification.from_finetuned(model). For spans and "
         "numbers, choose a policy yourself, and certify it with ponder.control_risk.",
     )
@@ -314,26 +358,34 @@ def _check_can_learn(model: PonderPreTrainedModel) -> None:
 
 def _rows_in_memory(model: PonderPreTrainedModel, encodings: Sequence[Encoding]) -> int:
     """Return the number of inputs whose features of all steps fit into the memory for them."""
-    wrapper: Any = model.ponder
-    longest = 1
-    if wrapper.task.per_position:
-        longest = max(np.size(row[model.main_input_name]) for row in encodings)
-    head = wrapper.head.heads[0]
+    wrapper = model.ponder
+    positions = 1
+    if wrapper.task is not None and wrapper.task.per_position:
+        positions = max(np.size(encoding[model.main_input_name]) for encoding in encodings)
+    head = _early_heads(model)[0]
     width = head.labels + head.states * head.width
-    most = _MEMORY // (4 * wrapper.num_steps * longest * width)
-    return int(max(most, _FEWEST))
+    most = _MEMORY // (4 * wrapper.num_steps * positions * width)
+    return max(most, _FEWEST)
 
 
-def distinct(rows: Sequence[Encoding]) -> tuple[Any, Any]:
+class Distinct(NamedTuple):
+    """The first places of distinct inputs, in order, and their ids, `(rows,)` each."""
+
+    places: Ints
+    ids: Ints
+
+
+def distinct(rows: Sequence[Encoding]) -> Distinct:
     """Return the first places of the distinct encodings, in order, and their ids."""
     ids = row_ids(rows)
     first = _first_of_each(ids)
-    return first, ids[first]
+    return Distinct(first, ids[first])
 
 
-def _first_of_each(ids: Any) -> Any:
+def _first_of_each(ids: Ints) -> Ints:
     """Return the place of the first row of each id, in the order of the rows."""
-    return np.sort(np.unique(ids, return_index=True)[1])
+    _, first = np.unique(ids, return_index=True)
+    return np.sort(first)
 
 
 @torch.enable_grad()
@@ -363,6 +415,7 @@ def _train(
     training = order[count:]
 
     def loss(rows: Tensor) -> Tensor:
+        """Return the mean loss of some of the rows."""
         mask_of_rows = None if mask is None else mask[rows]
         losses: Tensor = task.distillation_losses(
             head(features[rows]), target[rows], 1.0, mask_of_rows
@@ -375,29 +428,28 @@ def _train(
     epochs_since = 0
     for _ in range(epochs + 1):
         with torch.no_grad():
-            now = float(loss(held_out))
-        if not math.isfinite(now):
+            loss_now = float(loss(held_out))
+        if not math.isfinite(loss_now):
             raise NonFiniteError(
-                f"early head: a loss of {now}. Look for NaN in the weights of the model."
+                f"early head: a loss of {loss_now}. Look for NaN in the weights of the model."
             )
-        if now < lowest:
-            lowest = now
+        if loss_now < lowest:
+            lowest = loss_now
             best = deepcopy(head.state_dict())
             epochs_since = 0
         else:
             epochs_since += 1
             if epochs_since == _PATIENCE:
                 break
-        for batch in training[torch.randperm(len(training), generator=generator)].split(64):
+        shuffled = training[torch.randperm(len(training), generator=generator)]
+        for batch in shuffled.split(_BATCH):
             optimiser.zero_grad()
             loss(batch).backward()
             optimiser.step()
     head.load_state_dict(best)
 
 
-def counter(
-    progress: Callable[[str, int, int], object] | None, phase: str, total: int
-) -> Callable[[int], None]:
+def counter(progress: Progress | None, phase: str, total: int) -> Callable[[int], None]:
     """Return a callback that counts the parts of a phase that are done."""
     done = 0
 
@@ -453,7 +505,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     )
 
 
-def _accuracies(certifying: Trajectory, steps: Any) -> tuple[float, float]:
+def _accuracies(certifying: Trajectory, steps: Ints) -> tuple[float, float]:
     """Return the accuracies of full depth and of the exits on labelled rows; NaN without labels."""
     if certifying.labels is None:
         return math.nan, math.nan
@@ -461,4 +513,5 @@ def _accuracies(certifying: Trajectory, steps: Any) -> tuple[float, float]:
     if not len(rows):
         return math.nan, math.nan
     right = certifying.correct()[rows]
-    return float(right[:, -1].mean()), float(right[np.arange(len(rows)), steps[rows] - 1].mean())
+    at_exits = right[np.arange(len(rows)), steps[rows] - 1]
+    return float(right[:, -1].mean()), float(at_exits.mean())

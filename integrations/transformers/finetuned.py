@@ -7,9 +7,6 @@ answer as full depth does (`exits.fit_exits`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,10 +14,12 @@ from transformers import PreTrainedModel
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.adapters import CapturedAdapter, as_long, states_of
-from ponder.integrations.transformers.families import frames_mask
+from ponder.integrations.transformers.adapter_contract import as_long, states_of
+from ponder.integrations.transformers.captured_adapter import CapturedAdapter, Select
+from ponder.integrations.transformers.families import PackedExample, frames_mask
 from ponder.model import readouts
 from ponder.model.capture import Captured
+from ponder.model.steps import Context
 
 __all__ = ["EarlyHead", "FinetunedAdapter", "OwnAnswer"]
 
@@ -67,7 +66,7 @@ class OwnAnswer(nn.Module):
         self.labels = labels
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `(batch, …, labels)`."""
+        """Return logits, `(batch, …, labels)`."""
         return features[..., : self.labels]
 
 
@@ -83,10 +82,10 @@ class FinetunedAdapter(CapturedAdapter):
     def __init__(
         self,
         model: PreTrainedModel,
-        select: Callable[[Any], Tensor],
+        select: Select,
         per_position: bool,
         num_steps: int | None = None,
-        example: Mapping[str, Any] | None = None,
+        example: PackedExample | None = None,
     ) -> None:
         self.selects = {"answer": select}
         self.per_position = per_position
@@ -95,30 +94,38 @@ class FinetunedAdapter(CapturedAdapter):
     def learn(self) -> Captured:
         """See `CapturedAdapter.learn`; states that early heads cannot read are refused."""
         parts = super().learn()
-        shape = self.shapes["hidden"]
+        first = self.shapes["hidden"]
         last = self.shapes["last"]
-        length = self.shapes[self.encoder.main_input_name][1:2]
-        ragged = shape[-1:] != last[-1:] or (shape[-1:] == length != shape[1:2])
-        if len(shape) != 3 or ragged or (self.per_position and shape[1:2] != length):
-            expected = "layers with a hidden state (batch, length, width) at the input's positions"
-            got = f"states of shape {shape} before them and {last} behind"
-            remedy = "Capture it with ponder.capture, and build heads for it."
-            raise ArgumentError("model", expected=expected, got=got, remedy=remedy)
+        positions = self.shapes[self.encoder.main_input_name][1:2]
+        has_positions = first[1:2] == positions
+        same_width = first[-1:] == last[-1:]
+        # (batch, width, length), as of convolutions
+        is_transposed = not has_positions and first[-1:] == positions
+        fits = len(first) == 3 and same_width and not is_transposed
+        if not fits or (self.per_position and not has_positions):
+            raise ArgumentError(
+                "model",
+                expected="layers with a hidden state (batch, length, width) at the input's "
+                "positions",
+                got=f"states of shape {first} before them and {last} behind",
+                remedy="Capture it with ponder.capture, and build heads for it.",
+            )
         return parts
 
     def width(self, name: str) -> int:
-        """The size of the hidden state."""
+        """Return the size of the hidden state."""
         return self.shapes["hidden"][-1]
 
-    def features(self, name: str, hidden: Tree, context: Mapping[str, Any]) -> Tensor:
-        """The features of early heads, `(batch, …, labels + states · width)`."""
+    def features(self, name: str, hidden: Tree, context: Context) -> Tensor:
+        """Return the features of early heads, `(batch, …, labels + states · width)`."""
         logits = self.output("answer", hidden, context)
         states = states_of(hidden)
         if self.per_position:
             return torch.cat([logits, states.to(logits)], dim=-1)
         mask = self._mask(states, context.get("token_mask"))
         mean = readouts.mean(states, attention_mask=mask)
-        return torch.cat([logits, _first_real(states, mask).to(logits), mean.to(logits)], dim=1)
+        first = _first_real(states, mask)
+        return torch.cat([logits, first.to(logits), mean.to(logits)], dim=1)
 
     def _mask(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return the mask of the states; None if it is not known which positions they have."""
@@ -135,7 +142,7 @@ class FinetunedAdapter(CapturedAdapter):
 
 
 def _first_real(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The state of the first token that is not padding, which may be on either side."""
+    """Return the state of the first token that is not padding, which may be on either side."""
     if mask is None:
         return readouts.first_token(states)
     place = (mask != 0).long().argmax(1)  # of several ones, the first

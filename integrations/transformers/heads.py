@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ponder.integrations.transformers.adapters import Adapter, adapter_for
+from ponder.integrations.transformers.adapter_contract import Adapter
+from ponder.integrations.transformers.adapters import adapter_for
 from ponder.integrations.transformers.config import PonderConfig
-from ponder.integrations.transformers.modeling import PonderPreTrainedModel, span_labels
+from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+from ponder.integrations.transformers.outputs import PonderModelOutput, span_labels
 from ponder.policies import ExitPolicy, LastStep
 from ponder.recipes import Recipe
-from ponder.tasks import Regression
+from ponder.tasks import Regression, Task, TaskName
 
 __all__ = [
     "PonderForAudioClassification",
@@ -84,7 +87,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
     per_position = True
 
     @staticmethod
-    def answer(output: Any) -> Tensor:
+    def answer(output: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of both positions, side by side."""
         return torch.stack((output["start_logits"], output["end_logits"]), -1)
 
@@ -98,7 +101,7 @@ class PonderForQuestionAnswering(PonderPreTrainedModel):
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
         **inputs: Any,
-    ) -> Any:
+    ) -> PonderModelOutput | tuple[Tensor, ...]:
         """See `PonderPreTrainedModel.forward`; labels are first and last tokens, `(batch,)`."""
         inputs |= {
             "input_ids": input_ids,
@@ -157,11 +160,11 @@ class PonderModel(PonderPreTrainedModel):
     task_name = "regression"
 
     @classmethod
-    def task_of(cls, config: PonderConfig) -> Any:
+    def task_of(cls, config: PonderConfig) -> TaskName | Task:
         """See `PonderPreTrainedModel.task_of`."""
         if config.readout == "tokens":
             return TokenFeatures()
-        return cls.task_name
+        return super().task_of(config)
 
     @classmethod
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:

@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.integrations.transformers.families import encoder_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ponder.integrations.transformers.config import PonderConfig
 
 __all__ = [
+    "AutoClass",
     "check_has_weights",
     "check_saveable",
     "load_whole",
@@ -30,13 +32,21 @@ __all__ = [
 ]
 
 
+HubOptions: TypeAlias = Mapping[str, Any]
+"""Arguments of `from_pretrained` by which files on the hub are found, such as `revision`."""
+
+
+AutoClass: TypeAlias = type[_BaseAutoModelClass]
+"""An Auto class of Transformers, such as `AutoModelForTokenClassification`."""
+
+
 @dataclass(frozen=True)
 class _ReadingFrom:
     """The arguments of `from_pretrained`: a folder or name, trust in its code, and hub options."""
 
     source: str
     trusts_code: bool | None
-    hub: Mapping[str, Any]
+    hub: HubOptions
 
 
 # A configuration that names code has to know where it is read from, and Transformers does not pass
@@ -45,7 +55,7 @@ _SOURCE: ContextVar[_ReadingFrom | None] = ContextVar("_SOURCE", default=None)
 
 
 @contextmanager
-def reading_from(source: str, trusts_code: bool | None, hub: Mapping[str, Any]) -> Iterator[None]:
+def reading_from(source: str, trusts_code: bool | None, hub: HubOptions) -> Iterator[None]:
     """Run a block in which models are read from a folder or a hub name."""
     token = _SOURCE.set(_ReadingFrom(source, trusts_code, hub))
     try:
@@ -55,7 +65,9 @@ def reading_from(source: str, trusts_code: bool | None, hub: Mapping[str, Any]) 
 
 
 def load_whole(
-    auto: Any, source: str | PathLike[str] | PreTrainedModel, loading: Mapping[str, Any]
+    auto: AutoClass,
+    source: str | PathLike[str] | PreTrainedModel,
+    loading: Mapping[str, object],
 ) -> PreTrainedModel:
     """Return a model of Transformers, loaded from a folder or a name; no weight may be random."""
     if isinstance(source, PreTrainedModel):
@@ -141,7 +153,7 @@ def new_encoder(config: PonderConfig, attention: str | None) -> PreTrainedModel:
     return whole
 
 
-def _new_bare_encoder(config: PonderConfig, options: Mapping[str, Any]) -> PreTrainedModel:
+def _new_bare_encoder(config: PonderConfig, options: Mapping[str, object]) -> PreTrainedModel:
     """Return a new bare encoder, by its configuration, or by its name if that is not enough.
 
     Transformers has two models for one configuration of Funnel, and none for that of the half of

@@ -1,64 +1,58 @@
 """`PonderPreTrainedModel`: a Hugging Face model that exits per example.
 
-It holds one `PonderWrapper`, `model.ponder`, which runs; this file builds it (`from_encoder`,
-`from_finetuned`), reads and saves it as Transformers does, and names its inputs and outputs. Each
-kind of answer (one class a text, one class a token, features, …) is a short subclass in `heads.py`.
+It holds one `PonderWrapper`, `model.ponder`, which runs. This file builds it (`from_encoder`,
+`from_finetuned`) and names its inputs and outputs; its files are those of the base class
+(`ponder.integrations.transformers.saved_model`). Each kind of answer (one class a text, one class a
+token, features, …) is a short subclass in `ponder.integrations.transformers.heads`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, initialization
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils.generic import ModelOutput
 
 from ponder import recipes
 from ponder._utils.checks import check_choice
-from ponder._utils.files import ABOUT, reading, replaced_folder
-from ponder._utils.seals import digest_of_file
-from ponder.errors import ArgumentError, CheckpointError
-from ponder.integrations.transformers.adapters import (
-    Adapter,
-    AdapterStem,
-    CapturedAdapter,
-    adapter_for,
-)
-from ponder.integrations.transformers.card import evaluate, model_card, write_card
-from ponder.integrations.transformers.config import PonderConfig, changed_files
-from ponder.integrations.transformers.families import encoder_of, pack
+from ponder.calibration.records import Metric
+from ponder.errors import ArgumentError
+from ponder.integrations.transformers.adapter_contract import Adapter, AdapterStem
+from ponder.integrations.transformers.adapters import adapter_for
+from ponder.integrations.transformers.card import Evaluation, evaluate
+from ponder.integrations.transformers.config import PonderConfig
+from ponder.integrations.transformers.families import PackedExample, encoder_of, pack
 from ponder.integrations.transformers.finetuned import EarlyHead, FinetunedAdapter, OwnAnswer
 from ponder.integrations.transformers.loading import (
-    check_has_weights,
+    AutoClass,
     check_saveable,
     load_whole,
     new_encoder,
-    reading_from,
 )
 from ponder.integrations.transformers.named_heads import HeadsWrapper
+from ponder.integrations.transformers.outputs import PonderModelOutput
+from ponder.integrations.transformers.saved_model import SavedModel
+from ponder.integrations.transformers.texts import Rows, answer_rows, record_rows
 from ponder.model.heads import LambdaHead, PerStep, make_heads
-from ponder.model.readouts import ReadoutCall
+from ponder.model.steps import ContextDict
 from ponder.objectives import Distillation, FinalStep
 from ponder.policies import ExitPolicy, LastStep
-from ponder.policies.combine import promise_about
 from ponder.recipes import Recipe, Stage
 from ponder.running.loop import Answers
+from ponder.tasks import Task, TaskName
 from ponder.trajectory import Trajectory
 from ponder.wrapper import PonderWrapper
 
-__all__ = ["FILES_OF_A_MODEL", "PonderModelOutput", "PonderPreTrainedModel", "span_labels"]
+if TYPE_CHECKING:
+    from ponder.deploy.export import ExportSource
 
-_PROBLEMS = {
+__all__ = ["PonderPreTrainedModel"]
+
+_PROBLEMS: dict[str, TaskName] = {
     "single_label_classification": "classification",
     "regression": "regression",
     "multi_label_classification": "multilabel",
@@ -80,50 +74,9 @@ _EXITS = Recipe(
     per_step_heads=True,
     tuned_for=None,
 )
-_VOCABULARIES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
-)
-_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-FILES_OF_A_MODEL = ("config.json", *_WEIGHTS, *ABOUT)
-"""Patterns of the files that are replaced when a model is saved over an older one."""
-_ENCODER = "ponder.stem.encoder"  # the path of the encoder in the model
 
 
-@dataclass
-class PonderModelOutput(ModelOutput):
-    """Output of a model with exits: of the last step in training, of each row's exit in evaluation.
-
-    Args:
-        loss: Scalar; None without labels.
-        logits: Logits of a classifier, or numbers, `(batch, [length,] labels)`.
-        start_logits: Logits of the first token of an answer, `(batch, length)`.
-        end_logits: Logits of the last token of an answer, `(batch, length)`.
-        last_hidden_state: Features of all tokens, `(batch, length, width)`.
-        pooler_output: Features of each row, `(batch, width)`.
-        exit_step: The step of these outputs, `(batch,)`, 1-based.
-        step_logits: The outputs of every step in training, `(batch, steps, …)`.
-        hazard_logits: Hazard logits of every step in training, `(batch, steps)`; None without a
-            Lambda head.
-
-    Example:
-        >>> out = model.train()(**batch, labels=torch.tensor([0, 1, 2, 0, 1]))
-        >>> out.loss.shape, out.step_logits.shape, out.hazard_logits.shape
-        (torch.Size([]), torch.Size([5, 4, 3]), torch.Size([5, 4]))
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    exit_step: Tensor | None = None
-    step_logits: Tensor | None = None
-    hazard_logits: Tensor | None = None
-
-
-class PonderPreTrainedModel(PreTrainedModel):
+class PonderPreTrainedModel(SavedModel):
     """An encoder with the parts of a recipe, or a fine-tuned model with exits.
 
     Build it with `from_encoder` or `from_finetuned`; reload it with `from_pretrained`. Subclasses
@@ -147,7 +100,6 @@ class PonderPreTrainedModel(PreTrainedModel):
         torch.Size([5, 4, 3])
     """
 
-    config_class = PonderConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -161,13 +113,12 @@ class PonderPreTrainedModel(PreTrainedModel):
     """Readouts that suit the heads; the first that the encoder has is the default."""
     heads_name: ClassVar[str] = "classifier"
     """The name under which peft looks for the heads of such a model."""
-    pipeline_tag: ClassVar[str] = "feature-extraction"
-    """The name of the task on the hub."""
-    task_name: ClassVar[str | None] = None
+    task_name: ClassVar[TaskName | None] = None
     """The name of the task; None if `problem_type` determines it."""
     per_position: ClassVar[bool] = False
     """Whether there is an answer at each position."""
-    auto_class: ClassVar[Any]
+    auto_class: ClassVar[AutoClass]
+    """The Auto class of Transformers that finds models of this kind."""
 
     def __init__(
         self,
@@ -184,12 +135,12 @@ class PonderPreTrainedModel(PreTrainedModel):
                 module._is_hf_initialized = True  # type: ignore[assignment]
         self.ponder = self._wrapper(whole, adapter)
         self.main_input_name = whole.main_input_name
-        self._tokenizer: Any = None
+        self._tokenizer = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _wrapper(self, whole: PreTrainedModel, adapter: Adapter | None) -> PonderWrapper:
         """Return a wrapper of an encoder with new heads, as the configuration describes it."""
-        config: Any = self.config
+        config = self.config
         adapter = adapter or self.adapt(whole, config)
         recipe = self.recipe
         steps = adapter.steps()
@@ -230,11 +181,15 @@ class PonderPreTrainedModel(PreTrainedModel):
         """Return the head and the Lambda head of a recipe; for a fine-tuned model, early heads."""
         config = self.config
         labels = int(config.num_labels or 1)
+        width = config.feature_size
+        assert (
+            width is not None
+        )  # only the configuration that Transformers makes by itself has none
         if config.finetuned:
             states = 1 if self.per_position else 2
-            early = [EarlyHead(labels, config.feature_size, states) for _ in range(num_steps - 1)]
+            early = [EarlyHead(labels, width, states) for _ in range(num_steps - 1)]
             return PerStep([*early, OwnAnswer(labels)]), None
-        return make_heads(recipe, config.feature_size, labels, num_steps, config.head_dropout)
+        return make_heads(recipe, width, labels, num_steps, config.head_dropout)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as Transformers does, but start Lambda heads and early heads as built."""
@@ -246,9 +201,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             module.reset()
 
     @classmethod
-    def task_of(cls, config: PonderConfig) -> Any:
+    def task_of(cls, config: PonderConfig) -> TaskName | Task:
         """Return the task of the class, or else the one that `problem_type` names."""
-        return cls.task_name or _PROBLEMS[config.problem_type or "single_label_classification"]
+        if cls.task_name is not None:
+            return cls.task_name
+        return _PROBLEMS[config.problem_type or "single_label_classification"]
 
     @classmethod
     def from_encoder(
@@ -259,7 +216,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         *,
         readout: str | None = None,
         policy: ExitPolicy | None = None,
-        example: Mapping[str, Any] | None = None,
+        example: Mapping[str, object] | None = None,
         problem_type: str | None = None,
         id2label: Mapping[int, str] | None = None,
         head_dropout: float = 0.1,
@@ -303,7 +260,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         labels = num_labels or len(id2label or ()) or 2
         classes: dict[str, Any] = {"num_labels": labels}
         if id2label:
-            classes = {"id2label": dict(id2label)}
+            classes = {"id2label": dict(id2label)}  # it sets the number, too
         config = cls._config(
             encoder,
             adapter,
@@ -330,22 +287,31 @@ class PonderPreTrainedModel(PreTrainedModel):
         cls,
         whole: PreTrainedModel,
         adapter: Adapter,
-        read: str,
+        readout: str,
         labels: int,
         problem: str | None,
         **fields: Any,
     ) -> PonderConfig:
-        """Return the configuration of a new model; without a problem, one label is regression."""
-        if cls.task_name is not None:  # the class has one task, whatever the number of labels
+        """Return the configuration of a new model; without a problem, one label is regression.
+
+        Args:
+            whole: The encoder, or the fine-tuned model.
+            adapter: Its adapter.
+            readout: Name of the readout.
+            labels: Number of labels.
+            problem: The problem, as in Transformers.
+            fields: Further fields of the configuration.
+        """
+        if cls.task_name is not None:  # the class has one task for any number of labels
             problem = None
         elif not problem:
             problem = "regression" if labels == 1 else "single_label_classification"
         return PonderConfig(
             encoder=whole.config,
             architecture=type(whole).__name__,
-            readout=read,
+            readout=readout,
             num_steps=adapter.steps().num_steps,
-            feature_size=adapter.width(read),
+            feature_size=adapter.width(readout),
             problem_type=problem,
             **fields,
         )
@@ -355,7 +321,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         cls,
         model: str | PathLike[str] | PreTrainedModel,
         *,
-        example: Mapping[str, Any] | None = None,
+        example: Mapping[str, object] | None = None,
         **loading: Any,
     ) -> Self:
         """Add exits to a fine-tuned model, which keeps its head.
@@ -400,136 +366,6 @@ class PonderPreTrainedModel(PreTrainedModel):
         wrapped.train(False)
         return wrapped
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model, as in Transformers.
-
-        An encoder that brings code needs ``trust_remote_code=True``, which runs the files beside
-        the weights.
-
-        Raises:
-            CheckpointError: The folder holds weights of another class, or code that is not trusted.
-        """
-        names = ("cache_dir", "revision", "token", "local_files_only")
-        hub: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
-        source = str(pretrained_model_name_or_path)
-        trusts_code = kwargs.pop("trust_remote_code", None)
-        with_info = kwargs.pop("output_loading_info", False)
-        base: Any = super()
-        with reading_from(source, trusts_code, hub), reading(source, "model with exits"):
-            model, info = base.from_pretrained(source, *args, **kwargs, output_loading_info=True)
-            _check_class(source, (model.config.architectures or [cls.__name__])[0], cls.__name__)
-            check_has_weights(source, model, info["missing_keys"])
-            model._learn()
-        changed = partial(changed_files, source, subfolder=kwargs.get("subfolder", ""), **hub)
-        model.policy = promise_about(model.ponder.weights_digest, model.policy, changed)
-        if with_info:
-            return model, info
-        return model
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Return the tied weights, with those of the encoder, which the base class overlooks."""
-        tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
-        if not all_submodels:
-            inner = self.encoder.all_tied_weights_keys
-            tied |= {f"{_ENCODER}.{name}": f"{_ENCODER}.{source}" for name, source in inner.items()}
-        return tied
-
-    def _learn(self) -> None:
-        """Capture the encoder now that it has its weights, if it has to be captured."""
-        adapter = self.adapter
-        if isinstance(adapter, CapturedAdapter) and adapter.parts is None:
-            wrapper = self.ponder
-            wrapper.steps = adapter.learn().steps
-            wrapper.padding = adapter.padding()
-            wrapper.readout = ReadoutCall(adapter.readout(self.config.readout), wrapper.padding)
-
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
-        """Save the model as in Transformers, with its tokenizer, card, and the encoder's code.
-
-        The folder is replaced as a whole. Other files in it stay, such as those of a checkpoint.
-        """
-        self.policy = promise_about(self.ponder.weights_digest, self.policy)
-        wrapper = self.ponder
-        recipe = dataclasses.replace(
-            self.recipe, policy=wrapper.policy, prior=wrapper.prior, stages=wrapper.stages
-        )
-        self.config.recipe = recipe.to_dict()
-        # Under the names that weights have here, since Trainer reads its checkpoints as they are.
-        options = {"save_original_format": False, **kwargs}
-        adapters_alone = getattr(self, "_hf_peft_config_loaded", False)
-        if adapters_alone or not _writes_alone(options):
-            super().save_pretrained(save_directory, *args, **options)
-            return
-        owned = set(FILES_OF_A_MODEL)
-        if options.get("variant"):  # of the weights, which stands beside others
-            owned -= set(_WEIGHTS)
-        if self.tokenizer is not None:
-            owned |= set(_VOCABULARIES)
-        with replaced_folder(Path(save_directory), ["config.json"], owned) as new:
-            self._write_beside_weights(new)
-            super().save_pretrained(new, *args, **options)
-
-    def _write_beside_weights(self, folder: Path) -> None:
-        """Write code, tokenizer and model card into a folder."""
-        for part in (self.encoder, self.encoder.config):
-            if part._auto_class is not None:
-                custom_object_save(part, folder, config=self.encoder.config)
-        files: list[Path] = []
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-            files = [folder / name for name in _VOCABULARIES]
-        self.config.digests = {p.name: digest_of_file(p) for p in files if p.is_file()}
-        write_card(self, folder)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Upload the model as in Transformers, with its model card."""
-        base: Any = super()
-        commit = base.push_to_hub(repo_id, **kwargs)
-        model_card(self, repo_id.rpartition("/")[2]).push_to_hub(repo_id, token=kwargs.get("token"))
-        return commit
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder, or the fine-tuned model with its head."""
-        stem: Any = self.ponder.stem
-        return stem.encoder
-
-    @property
-    def adapter(self) -> Adapter:
-        """The adapter by which the encoder is read."""
-        stem: Any = self.ponder.stem
-        adapter: Adapter = stem.adapter
-        return adapter
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of `predict`, saved with the model; it is loaded at its first use."""
-        if self._tokenizer is None and self.main_input_name == "input_ids":
-            with contextlib.suppress(CheckpointError):
-                self._tokenizer = _texts().load_tokenizer(str(self.config.name_or_path or ""))
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def policy(self) -> ExitPolicy:
-        """The exit policy, saved with the model; one that is assigned is checked first."""
-        return self.ponder.policy
-
-    @policy.setter
-    def policy(self, policy: ExitPolicy) -> None:
-        self.ponder.policy = policy
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe that the model was built with, scaled to this encoder."""
-        return Recipe.from_dict(self.config.recipe)
-
     @property
     def head_names(self) -> list[str]:
         """Names of the heads for peft's `modules_to_save`, if no `task_type` is given."""
@@ -563,7 +399,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         policy: ExitPolicy | None = None,
         row_ids: Tensor | None = None,
         **inputs: Any,
-    ) -> Any:
+    ) -> PonderModelOutput | tuple[Tensor, ...]:
         """Run every step in training, and each row to its exit in evaluation.
 
         Args:
@@ -593,13 +429,14 @@ class PonderPreTrainedModel(PreTrainedModel):
 
     def run(
         self,
-        inputs: dict[str, Any],
+        inputs: ContextDict,
         labels: Tensor | None,
         policy: ExitPolicy | None,
         row_ids: Tensor | None,
-    ) -> Any:
+    ) -> PonderModelOutput | tuple[Tensor, ...]:
         """Call the wrapper with the inputs of `forward`, by name."""
         as_tuple = inputs.pop("return_dict", None) is False
+        # Callers pass False for what they do not want, such as output_attentions.
         context = {
             name: value
             for name, value in inputs.items()
@@ -624,10 +461,11 @@ class PonderPreTrainedModel(PreTrainedModel):
             **self.named_outputs(outputs),
         )
         if as_tuple:
-            return output.to_tuple()
+            values: tuple[Tensor, ...] = output.to_tuple()
+            return values
         return output
 
-    def _main_input(self, context: dict[str, Any]) -> Tensor:
+    def _main_input(self, context: ContextDict) -> Tensor:
         """Take the main input out of the arguments of a call.
 
         Raises:
@@ -643,11 +481,8 @@ class PonderPreTrainedModel(PreTrainedModel):
             )
         missing = {name, *self.adapter.required} - context.keys()
         if missing:
-            argument = ", ".join(sorted(missing))
-            if name in missing:
-                argument = name
             raise ArgumentError(
-                argument,
+                name if name in missing else ", ".join(sorted(missing)),
                 expected=f"an input of {type(self.encoder).__name__}",
                 got=", ".join(context) or "nothing",
                 remedy="Pass all outputs of its tokenizer or processor; Trainer keeps them with "
@@ -657,10 +492,9 @@ class PonderPreTrainedModel(PreTrainedModel):
         return main
 
     @staticmethod
-    def answer(output: Any) -> Tensor:
+    def answer(output: Mapping[str, Tensor]) -> Tensor:
         """Return the answer in the output of a fine-tuned model."""
-        logits: Tensor = output["logits"]
-        return logits
+        return output["logits"]
 
     def named_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """Return the answer by the names of its fields in the output."""
@@ -671,7 +505,7 @@ class PonderPreTrainedModel(PreTrainedModel):
         context = {name: value for name, value in inputs.items() if value is not None}
         return self.ponder.unroll(self._main_input(context), **context)
 
-    def predict(self, rows: Any, **options: Any) -> Answers:
+    def predict(self, rows: Rows, **options: Any) -> Answers:
         """Run every example to its exit, in its order.
 
         Args:
@@ -682,21 +516,22 @@ class PonderPreTrainedModel(PreTrainedModel):
         Returns:
             The answers, with the names of classes as `labels`.
         """
-        answers: Answers = _texts().answer_rows(self, rows, options)
-        return answers
+        return answer_rows(self, rows, **options)
 
-    def record(self, rows: Any, **options: Any) -> Trajectory:
+    def record(self, rows: Rows, **options: Any) -> Trajectory:
         """Run every step of every example; arguments as for `predict` and `ponder.record`."""
-        trajectory: Trajectory = _texts().record_rows(self, rows, options)
-        return trajectory
+        return record_rows(self, rows, **options)
 
-    def export_source(self) -> Any:
+    def export_source(self) -> ExportSource:
         """Return the wrapper, an example, the tokenizer and the labels for `ponder.export.onnx`."""
-        return import_module("ponder.integrations.transformers.exporting").source_of(self)
+        # Exports need ONNX, which takes a second to import.
+        exporting = import_module("ponder.integrations.transformers.exporting")
+        source: ExportSource = exporting.source_of(self)
+        return source
 
     def note_evaluation(
-        self, trajectory: Trajectory, data: str, *, metric: Any = None
-    ) -> dict[str, Any]:
+        self, trajectory: Trajectory, data: str, *, metric: Metric | None = None
+    ) -> Evaluation:
         """Measure the policy on labelled rows, for the configuration and the model card.
 
         Args:
@@ -715,45 +550,15 @@ class PonderPreTrainedModel(PreTrainedModel):
         return noted
 
 
-def _texts() -> Any:
-    """Import the module of data sets and tokenizers, which takes long, at its first use."""
-    return import_module("ponder.integrations.transformers.texts")
-
-
-def _packed(example: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _packed(example: Mapping[str, object] | None) -> PackedExample | None:
     """Return an example as the configuration keeps it; None if the caller passed none."""
     if example is None:
         return None
     return pack(example)
 
 
-def _writes_alone(options: Mapping[str, Any]) -> bool:
-    """Return whether this process writes all of a saved model.
-
-    Where processes write shards, none of them does.
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    first = options.get("is_main_process", True) and not (several and torch.distributed.get_rank())
-    return bool(first) and not options.get("distributed_checkpoint")
-
-
-def span_labels(start: Tensor | None, end: Tensor | None) -> Tensor | None:
-    """Return the labels of spans, `(batch, 2)`, from first and last tokens, `(batch,)` each."""
-    if start is None or end is None:
-        return None
-    return torch.stack([start.reshape(-1), end.reshape(-1)], dim=1)
-
-
-def _check_class(source: str, saved: str, loading: str) -> None:
-    """Refuse to load the heads of one class into another."""
-    if saved != loading and saved.startswith("PonderFor") and loading.startswith("PonderFor"):
-        raise CheckpointError(
-            f"{source}: expected a model that {loading} saved; got one of {saved}, whose heads "
-            f"answer something else. Load it with {saved}.from_pretrained."
-        )
-
-
 def _refuse_last_step_alone(gradient: Tensor) -> None:
+    """Raise, since a loss of the last step alone would not train the exits."""
     raise ArgumentError(
         "labels",
         expected="labels in the call of a model whose recipe trains every step",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import nn
 
 from ponder.wrapper import PonderWrapper
 
 __all__ = ["HeadsWrapper"]
+
+
+class _Heads(Protocol):
+    """The module of the heads, this package's or peft's."""
+
+    head: nn.Module
+    lambda_head: nn.Module | None
 
 
 class HeadsWrapper(PonderWrapper):
@@ -31,8 +38,7 @@ class HeadsWrapper(PonderWrapper):
     @property
     def head(self) -> nn.Module:
         """Features to outputs."""
-        head: nn.Module = self._heads.head
-        return head
+        return self._heads.head
 
     @head.setter
     def head(self, head: nn.Module) -> None:
@@ -41,16 +47,15 @@ class HeadsWrapper(PonderWrapper):
     @property
     def lambda_head(self) -> nn.Module | None:
         """Features to hazard logits; None without hazards."""
-        lambda_head: nn.Module | None = self._heads.lambda_head
-        return lambda_head
+        return self._heads.lambda_head
 
     @lambda_head.setter
     def lambda_head(self, lambda_head: nn.Module | None) -> None:
         self._heads.lambda_head = lambda_head
 
     @property
-    def _heads(self) -> Any:
+    def _heads(self) -> _Heads:
         """The module with the heads, or peft's in its place."""
         if self.heads_name not in self._modules:
             self.add_module(self.heads_name, nn.Module())
-        return self._modules[self.heads_name]
+        return cast(_Heads, self._modules[self.heads_name])

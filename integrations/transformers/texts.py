@@ -1,29 +1,41 @@
-"""Texts and encodings to answers: tokenizers, row ids by content, and data sets of a model."""
+"""Texts and encodings to answers: tokenizers, row ids by content, and data sets of a model.
+
+Texts become encodings (`tokenize`), and these become examples of the wrapper (`examples_of`), which
+`ponder.predict` and `record` read. A row has one id in every batch: the hash of its encoding at real
+positions (`row_ids`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ponder._utils.rows import content_ids
+from ponder._utils.rows import Ints, content_ids
 from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import predict, record
-from ponder.inference.examples import examples_in
+from ponder.inference.examples import DataSet, Indexed, examples_in
+from ponder.model.steps import ContextDict
 from ponder.running.loop import Answers
 from ponder.tasks import Span
 from ponder.trajectory import Trajectory
 
+if TYPE_CHECKING:
+    from ponder.integrations.transformers.modeling import PonderPreTrainedModel
+
 __all__ = [
     "Encoded",
     "Encoding",
+    "HasTokenizer",
+    "Rows",
+    "TextOrPair",
     "answer_rows",
     "encodings_of",
     "examples_of",
@@ -40,10 +52,27 @@ _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", ".model")
 _NO_LIMIT = 10**10
 _FALLBACK = 512
 """The number of tokens to which texts are cut if neither model nor tokenizer has a limit."""
-Encoding: TypeAlias = Mapping[str, Any]
-"""The inputs of a row by name, as a tokenizer or a processor returns them."""
+_EXPECTED_TEXTS = "a list of texts, and a tokenizer"
 _SPAN = ("start_positions", "end_positions")
 _INPUTS = ("input_ids", "token_type_ids", "pixel_values", "input_values", "input_features")
+Encoding: TypeAlias = Mapping[str, Any]
+"""The inputs of a row by name, as a tokenizer or a processor returns them."""
+TextOrPair: TypeAlias = str | Sequence[str]
+"""A text, or a pair of texts."""
+Rows: TypeAlias = Iterable[TextOrPair | Encoding] | Indexed
+"""Texts, pairs of texts, or encodings."""
+
+
+class HasTokenizer(Protocol):
+    """A model of texts."""
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The encoder, which limits the length of texts."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +84,7 @@ class Encoded:
         cut: Whether each text was longer than the model takes.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Encoding]
     cut: list[bool]
 
     @property
@@ -64,7 +93,7 @@ class Encoded:
         return sum(self.cut)
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or of a hub name.
 
     Raises:
@@ -74,7 +103,7 @@ def load_tokenizer(source: str) -> Any:
         if not _may_have_tokenizer(source):
             # Transformers would make one up, for which every word is unknown.
             raise FileNotFoundError(source)
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(source)
         if not tokenizer.model_max_length >= 1:
             raise ValueError(f"model_max_length: {tokenizer.model_max_length}")
     except Exception as error:  # the library of tokenizers raises no other class
@@ -93,7 +122,7 @@ def _may_have_tokenizer(source: str) -> bool:
     return any(path.name.endswith(_FILES) for path in folder.iterdir())
 
 
-def max_positions(model: Any) -> int:
+def max_positions(model: PreTrainedModel) -> int:
     """Return the number of tokens that an encoder takes, 10¹⁰ if it has no limit.
 
     In a table of positions with a row for padding, the first position is behind that row.
@@ -101,20 +130,32 @@ def max_positions(model: Any) -> int:
     count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(count, int) or count < 1:
         return _NO_LIMIT
-    tables = [
-        table
-        for name, table in model.named_modules()
-        if name.rpartition(".")[2] == "position_embeddings"
-    ]
-    padding = [getattr(table, "padding_idx", None) for table in tables]
-    return count - max((row + 1 for row in padding if row is not None), default=0)
+    unused = 0
+    for name, table in model.named_modules():
+        padding_row = getattr(table, "padding_idx", None)
+        is_table = name.rpartition(".")[2] == "position_embeddings"
+        if is_table and isinstance(padding_row, int):
+            unused = max(unused, padding_row + 1)
+    return count - unused
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int) -> Encoded:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[TextOrPair], longest: int
+) -> Encoded:
     """Tokenise texts, or pairs of texts, without padding.
 
     Texts of more than `longest` tokens are cut as the tokenizer cuts them.
+
+    Raises:
+        ArgumentError: The model has no tokenizer.
     """
+    if tokenizer is None:
+        raise ArgumentError(
+            "rows",
+            expected=_EXPECTED_TEXTS,
+            got="a model without a tokenizer",
+            remedy="Set model.tokenizer, or pass encodings.",
+        )
     limit = min(longest, tokenizer.model_max_length)
     if limit >= _NO_LIMIT:
         limit = _FALLBACK
@@ -130,10 +171,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str | Sequence[str]], longest: int)
         whole = tokenizer(*full_columns, verbose=False)["input_ids"]
         for place, ids in zip(full, whole, strict=True):
             cut[place] = len(ids) > limit
-    return Encoded(rows, cut)
+    return Encoded(list(rows), cut)
 
 
-def _as_columns(texts: Sequence[str | Sequence[str]]) -> list[list[str]]:
+def _as_columns(texts: Sequence[TextOrPair]) -> list[list[str]]:
     """Return texts as one list, or pairs of texts as two, as tokenizers take them.
 
     Example:
@@ -144,25 +185,20 @@ def _as_columns(texts: Sequence[str | Sequence[str]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def encodings_of(model: Any, rows: Any) -> list[Encoding] | Any:
+def encodings_of(model: HasTokenizer, rows: Rows) -> DataSet:
     """Return texts, or pairs of texts, as encodings; rows that are encodings already, unchanged.
 
     Raises:
         ArgumentError: The model has no tokenizer, or `rows` is one text instead of a list.
     """
-    expected = "a list of texts, and a tokenizer"
     if isinstance(rows, str):
-        raise ArgumentError("rows", expected=expected, got="one text", remedy="Pass [text].")
+        raise ArgumentError("rows", expected=_EXPECTED_TEXTS, got="one text", remedy="Pass [text].")
     if not isinstance(rows, Sequence) or not len(rows) or not _is_text(rows[0]):
         return rows
-    if model.tokenizer is None:
-        got = "a model without a tokenizer"
-        remedy = "Set model.tokenizer, or pass encodings."
-        raise ArgumentError("rows", expected=expected, got=got, remedy=remedy)
     return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows
 
 
-def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
+def answer_rows(model: PonderPreTrainedModel, rows: Rows, **options: Any) -> Answers:
     """Answer texts or encodings; see `PonderPreTrainedModel.predict`."""
     answers = predict(model.ponder, examples_of(model, rows), **options)
     names = classes_of(model) or ()
@@ -172,17 +208,17 @@ def answer_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Answers:
     return Answers(outputs, answers.exit_step, names)
 
 
-def record_rows(model: Any, rows: Any, options: Mapping[str, Any]) -> Trajectory:
+def record_rows(model: PonderPreTrainedModel, rows: Rows, **options: Any) -> Trajectory:
     """Record all steps of texts or encodings; see `PonderPreTrainedModel.record`."""
     return record(model.ponder, examples_of(model, rows), **options)
 
 
-def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
+def examples_of(model: PonderPreTrainedModel, rows: Rows) -> list[tuple[object, ContextDict]]:
     """Return texts or encodings as examples: pairs (inputs, context) for the model's stem."""
     name = model.main_input_name
     names = model.adapter.inputs - {name}
     has_spans = isinstance(model.ponder.task, Span)
-    examples: list[tuple[Any, dict[str, Any]]] = []
+    examples: list[tuple[object, ContextDict]] = []
     for row in examples_in(encodings_of(model, rows)):
         _check_encoding(row, name)
         context = {key: row[key] for key in names if row.get(key) is not None}
@@ -195,7 +231,7 @@ def examples_of(model: Any, rows: Iterable[Any]) -> list[tuple[Any, dict[str, An
     return examples
 
 
-def _check_encoding(row: Any, name: str) -> None:
+def _check_encoding(row: object, name: str) -> None:
     """Refuse a row that is not a dict with the main input, or whose main input is empty."""
     got = type(row).__name__
     if isinstance(row, Mapping):
@@ -217,7 +253,7 @@ def _span_of(row: Encoding) -> list[int] | None:
     return [int(row[name]) for name in _SPAN]
 
 
-def row_ids(rows: Sequence[Encoding]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def row_ids(rows: Sequence[Encoding]) -> Ints:
     """Return ids of encodings by their content at real positions, `(rows,)`."""
     return content_ids([_content(row) for row in rows])
 
@@ -247,7 +283,7 @@ def _content(row: Encoding) -> str:
     real: Tensor | None = None
     if mask is not None:
         real = torch.as_tensor(mask).bool()
-    parts = []
+    parts: list[str] = []
     for name in _INPUTS:
         if row.get(name) is None:
             continue
@@ -255,13 +291,18 @@ def _content(row: Encoding) -> str:
         if real is not None and values.shape == real.shape:
             values = values[real]
         if name != "token_type_ids" or values.any():
-            # In one type, since callers may pass narrower ones.
-            values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
-            parts.append(f"{name} {tuple(values.shape)} {values.cpu().numpy().tobytes().hex()}")
+            parts.append(f"{name} {_as_text(values)}")
     return "|".join(parts)
 
 
-def _is_text(row: Any) -> bool:
+def _as_text(values: Tensor) -> str:
+    """Return the shape and the bytes of a tensor, in one type, since callers may pass others."""
+    dtype = torch.float32 if values.is_floating_point() else torch.int64
+    content = values.to(dtype).cpu().numpy().tobytes()
+    return f"{tuple(values.shape)} {content.hex()}"
+
+
+def _is_text(row: object) -> bool:
     """Whether a row is a text or a pair of texts."""
     if isinstance(row, list | tuple) and row:
         row = row[0]

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.modeling import span_labels
+from ponder.integrations.transformers.outputs import PonderModelOutput, span_labels
 from ponder.integrations.transformers.texts import ids_by_content
 from ponder.objectives import Progress
 from ponder.policies import LastStep
@@ -25,8 +25,20 @@ from ponder.wrapper import PonderWrapper
 
 __all__ = ["PonderTrainer"]
 
+Inputs: TypeAlias = dict[str, Tensor]
+"""A batch, by the names of the model's arguments."""
 _END = "end"
 """The folder, in that of a stage, of the weights with which the stage ended."""
+
+
+class _Evaluated(NamedTuple):
+    """The rows of a batch that was evaluated, `(rows,)` each."""
+
+    losses: Tensor
+    """Loss of the batch, times the share of its rows that have a label."""
+    labelled: Tensor
+    """That share."""
+    exit_step: Tensor
 
 
 class PonderTrainer(Trainer):
@@ -78,8 +90,7 @@ class PonderTrainer(Trainer):
         self.lambda_lr = lambda_lr
         self.head_lr = head_lr
         self._at_full_depth = False
-        # Of each row that was evaluated: its loss, its share of labelled rows, and its exit.
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._evaluated: list[_Evaluated] = []
         super().__init__(*args, **kwargs)
         self._smoothing = self.args.label_smoothing_factor
         self.label_smoother = None
@@ -101,17 +112,18 @@ class PonderTrainer(Trainer):
         trained: Any = self.model
         return next(part for part in trained.modules() if isinstance(part, PonderWrapper))
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """Train every stage as Transformers does, and return the output of the last one."""
-        wrapper = self.wrapper
-        stages = wrapper.stages
+        stages = self.wrapper.stages
         if len(stages) == 1:
             with self._stage(stages[0], last=True):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         folder = Path(self.args.output_dir or "")
         folders = [folder / f"stage-{number}" for number in range(1, len(stages) + 1)]
         first = 0
-        checkpoint = None
+        checkpoint: str | None = None
         if resume_from_checkpoint:
             first = self._load_finished(folders)
             if folders[first].is_dir():
@@ -119,7 +131,6 @@ class PonderTrainer(Trainer):
         elif self.is_world_process_zero():
             for stage_folder in folders:  # a later resumption must not find another run
                 shutil.rmtree(stage_folder, ignore_errors=True)
-        output = None
         try:
             for number in range(first, len(stages)):
                 is_last = number == len(stages) - 1
@@ -172,14 +183,16 @@ class PonderTrainer(Trainer):
             self._load_from_checkpoint(str(folders[finished - 1] / _END))
         return finished
 
-    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Make one step of training, after setting its progress."""
         self.wrapper.progress = Progress(
             min(self.state.global_step, self.state.max_steps), max(self.state.max_steps, 1)
         )
         return super().training_step(model, *args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
+    ) -> tuple[list[Inputs], Tensor]:
         """Return the batches of one optimiser step, and their labelled rows in all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         labelled = torch.as_tensor(sum(self._labelled(batch) for batch in batches), device=device)
@@ -187,24 +200,27 @@ class PonderTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: Any,
-        inputs: Any,
+        model: nn.Module,
+        inputs: Inputs,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, PonderModelOutput]:
         """Compute the loss with smoothed labels, weighted by the labelled rows of the batch."""
+        base: Any = super()
+        loss: Tensor
         with self._smoothed():
-            loss, outputs = super().compute_loss(model, inputs, True, None, **kwargs)
+            loss, outputs = base.compute_loss(model, inputs, True, None, **kwargs)
         labelled = self._labelled(inputs)
         if not model.training:
-            rows = outputs["exit_step"]
-            share = labelled.to(loss.device) / max(len(rows), 1)
-            losses = (loss.detach().float() * share).expand(len(rows))
-            of_rows = (losses, share.expand(len(rows)), rows.double())
-            self._seen.append(self.accelerator.gather_for_metrics(of_rows))
+            exit_step = outputs["exit_step"]
+            share = labelled.to(loss.device) / max(len(exit_step), 1)
+            losses = (loss.detach().float() * share).expand(len(exit_step))
+            of_rows = (losses, share.expand(len(exit_step)), exit_step.double())
+            self._evaluated.append(_Evaluated(*self.accelerator.gather_for_metrics(of_rows)))
         elif num_items_in_batch is not None:
-            loss = joined_loss(loss, labelled, num_items_in_batch, self.args.world_size)
+            total = torch.as_tensor(num_items_in_batch)
+            loss = joined_loss(loss, labelled, total, self.args.world_size)
         if return_outputs:
             return loss, outputs
         return loss
@@ -228,7 +244,7 @@ class PonderTrainer(Trainer):
         """Evaluate as Transformers does, and report the mean exit of the examples, too."""
         base: Any = super()
         wrapper = self.wrapper
-        self._seen = []
+        self._evaluated = []
         policy = wrapper.policy
         if self._at_full_depth:
             wrapper.policy = LastStep()
@@ -238,20 +254,22 @@ class PonderTrainer(Trainer):
             )
         finally:
             wrapper.policy = policy
-        if not self._seen:
+        if not self._evaluated:
             return output
-        losses = torch.cat([loss for loss, _, _ in self._seen])
-        labelled = torch.cat([share for _, share, _ in self._seen])
-        exits = torch.cat([rows for _, _, rows in self._seen])
-        measured = {f"{metric_key_prefix}_exit_step": float(exits.mean())}
+        losses = torch.cat([batch.losses for batch in self._evaluated])
+        labelled = torch.cat([batch.labelled for batch in self._evaluated])
+        exit_step = torch.cat([batch.exit_step for batch in self._evaluated])
+        measured = {f"{metric_key_prefix}_exit_step": float(exit_step.mean())}
         if float(labelled.sum()):  # Trainer weights batches by all of their rows
             measured[f"{metric_key_prefix}_loss"] = float(losses.sum() / labelled.sum())
         return output._replace(metrics={**(output.metrics or {}), **measured})
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: Inputs, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Evaluate a batch with row ids by content, since sampled exits depend on the row."""
         ids = ids_by_content(inputs)
-        named = {**inputs, "row_ids": None}
+        named: dict[str, Tensor | None] = {**inputs, "row_ids": None}
         if len(ids):
             named["row_ids"] = ids
         return super().prediction_step(model, named, *args, **kwargs)
@@ -264,7 +282,7 @@ class PonderTrainer(Trainer):
             stem: Any = self.wrapper.stem
             columns.extend(name for name in sorted(stem.adapter.inputs) if name not in columns)
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser of `args.optim` with groups for encoder, heads and Lambda head."""
         if self.optimizer is None:
             trained: Any = model
@@ -280,7 +298,7 @@ class PonderTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def _labelled(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _labelled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the number of rows of a batch that have a label."""
         labels = span_labels(inputs.get("start_positions"), inputs.get("end_positions"))
         if labels is None:

@@ -11,16 +11,19 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+Ints: TypeAlias = NDArray[np.int64]
+"""Ids, keys or positions of rows."""
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 __all__ = [
     "CHOOSE_AND_CERTIFY",
+    "Ints",
     "Text",
     "class_numbers",
     "content_ids",

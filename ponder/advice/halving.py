@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ponder.advice.material import Material, Progress
 
@@ -17,7 +18,7 @@ _PASSES = 3
 _BATCH = 32
 
 
-def teach_half(material: Material, progress: Progress) -> nn.Module | None:
+def teach_half(material: Material, progress: Progress) -> PreTrainedModel | None:
     """Return a model of the first half of the layers, taught on the texts that teach.
 
     Returns:
@@ -32,7 +33,7 @@ def teach_half(material: Material, progress: Progress) -> nn.Module | None:
     encoder.config.num_hidden_layers = count // 2
     answers = torch.as_tensor(material.taught.outputs[:, -1])
     _teach(encoder, material, answers, progress)
-    half: nn.Module = encoder
+    half: PreTrainedModel = encoder
     return half
 
 

@@ -99,7 +99,7 @@ class PlainModel(PolicyModel):
 
     def predict(self, texts: Sequence[Any], policy: ExitPolicy | None = None) -> Any:
         """Answer texts at full depth, without the cost of heads and policies."""
-        return PlainClassifier(self.model.encoder, self.model.tokenizer).predict(texts)
+        return PlainClassifier.of(self.model).predict(texts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ __all__ = [
     "Bools",
     "Floats",
     "Ints",
+    "Metric",
     "Record",
     "RecordedSource",
     "as_array",
@@ -43,6 +44,8 @@ Bools: TypeAlias = NDArray[Any]
 """Arrays of float64, of integers and of bool; NumPy's own functions widen narrower types."""
 Array: TypeAlias = Any
 """A tensor, or an array of NumPy; all of a record are of one library."""
+Metric: TypeAlias = str | Callable[[Array, Array], float]
+"""Name of a score, or a function of outputs and labels of which higher is better."""
 _CONTEXT = "policy_context."
 
 
@@ -229,7 +232,7 @@ class Record:
         of_steps = [as_array(risk(outputs[:, step], labels)) for step in range(self.num_steps)]
         return np.maximum(np.where(self._answered(), np.stack(of_steps, axis=1), 1.0), low)
 
-    def score_name(self, metric: str | Callable[..., Any] | None = None) -> str:
+    def score_name(self, metric: Metric | None = None) -> str:
         """Return the name of a score: the task's own, or that of a callable."""
         if callable(metric):
             return getattr(metric, "__name__", "score")
@@ -243,7 +246,7 @@ class Record:
             )
         return of_task
 
-    def score_table(self, metric: str | Callable[..., Any] | None = None) -> Floats | None:
+    def score_table(self, metric: Metric | None = None) -> Floats | None:
         """Return the score of each row at each step, `(rows, steps)`.
 
         The mean of a column is the metric of that step.

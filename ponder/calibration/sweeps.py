@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ponder.calibration.families import Family, FamilyLike, family_of
-from ponder.calibration.records import Floats, Ints, Record, at_exits, check_record
+from ponder.calibration.records import Floats, Ints, Metric, Record, at_exits, check_record
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy
 
@@ -91,7 +91,7 @@ def sweep(
     policies: FamilyLike,
     grid: Iterable[float] | None = None,
     *,
-    metric: Any = None,
+    metric: Metric | None = None,
     costs: Costs | None = None,
     full_cost: float | None = None,
 ) -> Curve:
@@ -153,7 +153,7 @@ class Ruler:
     def __init__(
         self,
         trajectory: Record,
-        metric: Any = None,
+        metric: Metric | None = None,
         costs: Costs | None = None,
         full_cost: float | None = None,
     ) -> None:
@@ -217,4 +217,5 @@ class Ruler:
 
     def _metric_at(self, steps: Ints) -> float:
         outputs, labels = self.trajectory.answers_at(steps)
+        assert callable(self._metric)
         return float(self._metric(outputs, labels))

@@ -38,7 +38,7 @@ from ponder.running.loop import exits_of
 from ponder.running.source import Source, stepped_part
 from ponder.tasks import task_named
 
-__all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "pools_of", "rows_of"]
+__all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "Scored", "pools_of", "rows_of"]
 
 RERANK = "rerank.json"
 """The file of a folder that ranks."""
@@ -104,7 +104,7 @@ class CandidateRows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """The scores of a query's candidates at their exits, and the exit steps, `(candidates,)`."""
 
     scores: Array
@@ -360,13 +360,13 @@ class Ranker:
 
     def _run(
         self, pools: Sequence[Pool], policy: ExitPolicy, end: float | None = None
-    ) -> list[_Scored]:
+    ) -> list[Scored]:
         """Run the candidates of each query to their exits.
 
         Candidates that cannot be finished before the end exit, too; if that is before any step,
         their step is 0.
         """
-        results: list[_Scored] = []
+        results: list[Scored] = []
         for part in _chunks(pools):
             candidates = _Candidates(self, part)
             rows = np.arange(len(candidates.pairs))
@@ -388,7 +388,7 @@ class Ranker:
                     steps[exited_rows] = exited.step
             ends = np.cumsum([len(pool.documents) for pool in part])[:-1]
             for of_query in zip(np.split(scores, ends), np.split(steps, ends), strict=True):
-                results.append(_Scored(*of_query))
+                results.append(Scored(*of_query))
         return results
 
     def _with_deadline(self, policy: ExitPolicy, end: float, candidates: _Candidates) -> _Deadline:
