@@ -1,4 +1,4 @@
-"""`Adapter`: the contract by which a Hugging Face encoder is read as stem, steps and readouts.
+"""`Adapter`: the contract for reading a Hugging Face encoder as stem, steps and readouts.
 
 An adapter calls the modules of its encoder, and owns none of them; `AdapterStem` is the module that
 registers them in a `PonderWrapper`. There are two kinds: those written for a family

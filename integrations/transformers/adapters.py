@@ -1,6 +1,6 @@
 """Adapters of families, and `adapter_for`, which finds the adapter of an encoder.
 
-Most families need no adapter of their own: they are captured (`CapturedAdapter`). For a family that
+Most families need no own adapter: they are captured (`CapturedAdapter`). For a family that
 capture refuses, or to make it faster, subclass `EncoderAdapter`, register it under the family's
 `model_type`, and import it before you build a model (or name it in the entry-point group
 ``ponder.adapters``).
@@ -86,7 +86,7 @@ class EncoderAdapter(Adapter):
         return hidden, {"attention_mask": layer_mask, "token_mask": attention_mask}
 
     def padding(self) -> Padding:
-        """See `Adapter.padding`; a mask that hides nothing is None here."""
+        """See `Adapter.padding`; Transformers makes no mask if nothing is hidden."""
         fill = getattr(self.encoder.config, "pad_token_id", None) or 0
         lengths = {
             "attention_mask": Along((-1,), fill=hidden_key),

@@ -1,4 +1,4 @@
-"""`CapturedAdapter`: an encoder of any family, read by watching one call of it (`ponder.capture`)."""
+"""`CapturedAdapter`: an encoder of any family, read by watching a call of it (`ponder.capture`)."""
 
 from __future__ import annotations
 
@@ -216,5 +216,5 @@ def _field(name: str) -> str:
 
 
 def _not_captured_yet(hidden: Tree, **context: Any) -> Tree:
-    """Stand for a step whose weights are not loaded yet; only its number is used."""
+    """Refuse to run: a placeholder for a step whose weights are not loaded yet."""
     raise AssertionError("captured when the weights are loaded")

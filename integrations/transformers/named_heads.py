@@ -22,7 +22,7 @@ class HeadsWrapper(PonderWrapper):
     """A `PonderWrapper` whose heads are in one module, under a name that peft recognises.
 
     Beside its adapters, peft trains in full and saves the modules whose names end in ``classifier``
-    or ``qa_outputs``. It replaces such a module by one of its own, which holds a copy for each
+    or ``qa_outputs``. It replaces such a module by a wrapper, which holds a copy for each
     adapter and has the attributes of the active one. So heads are always read from there.
 
     Args:

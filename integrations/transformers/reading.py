@@ -89,7 +89,8 @@ def read_stage(folder: str | Path) -> PonderForSequenceClassification | PlainCla
             "MODEL",
             expected="a classifier of one class a text",
             got=f"{config.num_labels} outputs, problem_type {config.problem_type!r}",
-            remedy="Use a classifier: whether two answers are the same is defined for classes only.",
+            remedy="Use a classifier: whether two answers are the same is defined for classes "
+            "only.",
         )
     encoder = load_whole(AutoModelForSequenceClassification, source, {"dtype": "auto"})
     return PlainClassifier(encoder.train(False), load_tokenizer(source))

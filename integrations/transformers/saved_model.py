@@ -2,8 +2,8 @@
 
 A folder holds what Transformers writes (the configuration and the weights), and beside these the
 tokenizer of `predict`, the code of an encoder that is not one of Transformers, and a model card. A
-certified policy is dropped, with a warning, if weights or tokenizer are no longer those that it is
-about.
+certified policy is dropped, with a warning, if weights or tokenizer have changed since it was
+certified.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SavedModel(PreTrainedModel):
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter by which the encoder is read."""
+        """The adapter, which reads the encoder as stem, steps and readouts."""
         stem: Any = self.ponder.stem
         adapter: Adapter = stem.adapter
         return adapter

@@ -1,8 +1,8 @@
 """Texts and encodings to answers: tokenizers, row ids by content, and data sets of a model.
 
 Texts become encodings (`tokenize`), and these become examples of the wrapper (`examples_of`), which
-`ponder.predict` and `record` read. A row has one id in every batch: the hash of its encoding at real
-positions (`row_ids`).
+`ponder.predict` and `record` read. A row has one id in every batch: the hash of its encoding at
+positions that are not padding (`row_ids`).
 """
 
 from __future__ import annotations

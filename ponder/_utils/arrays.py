@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-def namespace(x: Array) -> Any:
+def namespace(x: Array) -> ModuleType:
     """Return the library of an array: the module `torch` or `numpy`."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
@@ -42,7 +43,7 @@ def namespace(x: Array) -> Any:
 def at_least_float32(x: A) -> A:
     """Convert any type but float32 and float64 to float32, the precision of all statistics."""
     array = cast(Any, x)
-    if str(array.dtype)[-7:] in ("float32", "float64"):  # of either library
+    if str(array.dtype).endswith(("float32", "float64")):  # "torch.float32", say
         return x
     if hasattr(array, "float"):
         return cast(A, array.float())
@@ -52,7 +53,9 @@ def at_least_float32(x: A) -> A:
 def copied(x: A) -> A:
     """Return a copy that may be written into; gradients flow through the copy of a tensor."""
     array = cast(Any, x)
-    return cast(A, array.clone() if hasattr(array, "clone") else array.copy())
+    if hasattr(array, "clone"):
+        return cast(A, array.clone())
+    return cast(A, array.copy())
 
 
 def on_host(x: Array) -> Host:
@@ -67,28 +70,31 @@ def as_like(x: Host, other: A) -> A:
     """Return a NumPy array in the library, and on the device, of another array."""
     if isinstance(other, np.ndarray):
         return cast(A, x)
-    return cast(A, sys.modules["torch"].as_tensor(x, device=cast(Any, other).device))
+    device = cast(Any, other).device
+    return cast(A, sys.modules["torch"].as_tensor(x, device=device))
 
 
-def select_rows(tree: Any, index: Array) -> Any:
+def select_rows(tree: A, index: Array) -> A:
     """Return the rows `index` of every array in nested tuples, lists and dicts.
 
     Args:
         tree: Arrays of NumPy or tensors, batch first; other values are returned unchanged.
         index: Numbers of rows, of the same library.
     """
+    selected: object = tree
     if hasattr(tree, "index_select"):  # a tensor; faster than square brackets
-        return tree.index_select(0, index)
-    if isinstance(tree, np.ndarray):
-        return tree[index]
-    if isinstance(tree, Mapping):
-        return {name: select_rows(value, index) for name, value in tree.items()}
-    if isinstance(tree, tuple | list):
+        selected = tree.index_select(0, index)
+    elif isinstance(tree, np.ndarray):
+        selected = tree[index]
+    elif isinstance(tree, Mapping):
+        selected = {name: select_rows(value, index) for name, value in tree.items()}
+    elif isinstance(tree, tuple | list):
         parts = [select_rows(part, index) for part in tree]
         if hasattr(tree, "_make"):  # a named tuple
-            return tree._make(parts)
-        return type(tree)(parts)
-    return tree
+            selected = tree._make(parts)
+        else:
+            selected = type(tree)(parts)
+    return cast(A, selected)
 
 
 def softmax(x: A) -> A:
@@ -96,6 +102,7 @@ def softmax(x: A) -> A:
     array = cast(Any, at_least_float32(x))
     if hasattr(array, "softmax"):
         return cast(A, array.softmax(-1))
+    # No power overflows if the highest logit is 0.
     powers = namespace(x).exp(array - array.max(-1, keepdims=True))
     return cast(A, powers / powers.sum(-1, keepdims=True))
 
@@ -106,12 +113,16 @@ def sigmoid(x: A) -> A:
     array = cast(Any, x)
     if xp.__name__ == "torch":
         return cast(A, array.sigmoid())
-    return cast(A, xp.exp(xp.minimum(array, 0)) / (1 + xp.exp(-abs(array))))
+    # 1 / (1 + e⁻ˣ) for x > 0 and eˣ / (1 + eˣ) for x < 0: no exponent is positive.
+    numerator = xp.exp(xp.minimum(array, 0))
+    denominator = 1 + xp.exp(-abs(array))
+    return cast(A, numerator / denominator)
 
 
 def weighted(weight: A, value: A) -> A:
     """Return weight · value; 0, with zero gradient, at weight 0, even if the value is infinite."""
     xp = namespace(weight)
-    inside = weight != 0
+    counts = weight != 0
     # Both sides are guarded, since the gradient of the side that is not taken would be NaN.
-    return cast(A, xp.where(inside, weight * xp.where(inside, value, 0.0), 0.0))
+    finite = xp.where(counts, value, 0.0)
+    return cast(A, xp.where(counts, weight * finite, 0.0))

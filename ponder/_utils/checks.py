@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, TypeGuard
+from types import ModuleType
+from typing import TypeGuard
 
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
@@ -24,8 +25,10 @@ def check_int(
     if _is_whole(value) and (low is None or value >= low) and (high is None or value <= high):
         return
     bounds = ""
-    if low is not None:
-        bounds = f" ≥ {low}" if high is None else f" from {low} to {high}"
+    if low is not None and high is None:
+        bounds = f" ≥ {low}"
+    elif low is not None:
+        bounds = f" from {low} to {high}"
     raise ArgumentError(
         argument,
         expected=f"a whole number{bounds}",
@@ -107,7 +110,7 @@ def check_type(argument: str, value: object, kind: type) -> None:
     )
 
 
-def library(module: str, use: str, extra: str | None = None) -> Any:
+def library(module: str, use: str, extra: str | None = None) -> ModuleType:
     """Import an optional dependency; the error says what needs it, and how to install it.
 
     Args:

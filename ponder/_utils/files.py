@@ -17,11 +17,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ponder._utils.arrays import namespace
+from ponder._utils.arrays import Host, namespace
 from ponder._utils.checks import library
 from ponder.errors import CheckpointError, PonderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ABOUT",
@@ -44,23 +47,33 @@ _EXCHANGE = 2
 
 
 def write_tensors(
-    path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+    path: str | Path,
+    tensors: Mapping[str, Tensor] | Mapping[str, Host],
+    metadata: Mapping[str, str],
 ) -> None:
     """Write tensors, all of torch or all of NumPy, to a safetensors file."""
     home = "safetensors.numpy"
-    if any(namespace(tensor).__name__ == "torch" for tensor in tensors.values()):
-        home = "safetensors.torch"
-        # Each in memory of its own, as safetensors asks.
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-        }
+    contiguous: dict[str, Any] = dict(tensors)
+    for name, tensor in contiguous.items():
+        if namespace(tensor).__name__ == "torch":
+            home = "safetensors.torch"
+            # Each in memory of its own, as safetensors asks.
+            contiguous[name] = tensor.detach().cpu().contiguous().clone()
     safetensors = library(home, *_NEEDS)
-    _replace(Path(path), safetensors.save(dict(tensors), metadata))
+    _replace(Path(path), safetensors.save(contiguous, metadata))
 
 
+@overload
+def read_tensors(
+    path: str | Path, framework: Literal["np"] = "np"
+) -> tuple[dict[str, Host], dict[str, str]]: ...
+@overload
+def read_tensors(
+    path: str | Path, framework: Literal["pt"]
+) -> tuple[dict[str, Tensor], dict[str, str]]: ...
 def read_tensors(
     path: str | Path, framework: Literal["np", "pt"] = "np"
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Host] | dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
     Args:
@@ -100,7 +113,7 @@ def reading(path: str | Path, noun: str) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: str | Path, kind: str, data: Mapping[str, Any]) -> None:
+def write_json(path: str | Path, kind: str, data: Mapping[str, object]) -> None:
     """Write a JSON object, with the version of what it is as its `format`."""
     replace_text(path, json.dumps({"format": kind, **data}, indent=1, ensure_ascii=False) + "\n")
 
@@ -113,8 +126,9 @@ def read_json(path: str | Path, kind: str, noun: str) -> dict[str, Any]:
     """
     try:
         data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (found := data.pop("format")) != kind:
-            raise ValueError(f"the format {found}")
+        written = data.pop("format")
+        if written != kind:
+            raise ValueError(f"the format {written}")
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: no {noun} of this version, {kind} ({error!r}).") from error
     return data
@@ -213,7 +227,8 @@ def _matches(entry: Path, patterns: Collection[str]) -> bool:
 def digest_of_files(folder: str | Path) -> str:
     """Return the SHA-256 of the names and contents of all files in a folder, in hexadecimal."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    for path in sorted(files):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ class HasModes(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """Yield the modules inside, the outermost first."""
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         """Switch to evaluation mode."""
 
 

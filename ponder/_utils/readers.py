@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ponder.errors import CheckpointError
 
@@ -25,7 +24,7 @@ STAGES = "ponder.stages"
 """Readers of folders that can be a stage of a cascade."""
 
 
-def read_folder(kind: str, folder: Path) -> Any:
+def read_folder(kind: str, folder: Path) -> object:
     """Read a folder by its reader, whose module is imported now.
 
     Args:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ponder._utils.seeds import uniform
 from ponder.errors import ArgumentError
@@ -48,8 +48,9 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
     """
     digests = bytearray()
     for text in texts:
-        joined = text if isinstance(text, str) else "\x1f".join(map(str, text))
-        digests += blake2b(joined.encode(), digest_size=8).digest()
+        if not isinstance(text, str):
+            text = "\x1f".join(map(str, text))
+        digests += blake2b(text.encode(), digest_size=8).digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
@@ -60,7 +61,7 @@ def one_line(text: str | Sequence[str]) -> str:
     return " ‖ ".join(text)
 
 
-def row_keys(ids: Any) -> Ints:
+def row_keys(ids: ArrayLike) -> Ints:
     """Return a key of each row, `(rows,)` int64: a function of its id and its number among repeats.
 
     So a text that occurs three times in a file is three rows, and each is assigned to a side
@@ -72,13 +73,19 @@ def row_keys(ids: Any) -> Ints:
     values = np.asarray(ids).astype(np.int64)
     order = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
-    occurrence = np.empty(len(values), dtype=np.int64)  # number of earlier rows with the same id
-    occurrence[order] = np.arange(len(values)) - np.repeat(starts, counts)
-    keys: Ints = values + occurrence * _KEY_STEP
+    # In sorted order the rows of an id are side by side, in the order of the file.
+    first_of_id = np.repeat(starts, counts)
+    earlier = np.empty(len(values), dtype=np.int64)  # number of earlier rows with the same id
+    earlier[order] = np.arange(len(values)) - first_of_id
+    keys: Ints = values + earlier * _KEY_STEP
     return keys
 
 
-def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list[Ints]:
+def split(
+    ids: ArrayLike | Sequence[str | Sequence[str]],
+    shares: Sequence[float] = (0.5, 0.5),
+    seed: int = 0,
+) -> list[Ints]:
     """Split rows at random into disjoint sides.
 
     The rows of a text that occurs more than once may go to several sides, as they occur in the
@@ -98,14 +105,22 @@ def split(ids: Any, shares: Sequence[float] = (0.5, 0.5), seed: int = 0) -> list
         >>> fitting, certifying
         (array([1, 3, 6, 7]), array([0, 2, 4, 5]))
     """
-    if len(ids) and isinstance(ids[0], str | tuple | list):
+    if _are_texts(ids):
         ids = content_ids(ids)
     keys = row_keys(ids)
+    count = len(keys)
+    # Rows are sorted by a random number of each, and cut where the shares end.
     order = np.argsort(uniform(seed, keys), kind="stable")
-    bounds = np.cumsum(shares)[:-1] / np.sum(shares) * len(keys)
-    side = np.empty(len(keys), dtype=np.int64)
-    side[order] = np.searchsorted(bounds, np.arange(len(keys)) + 0.5, side="right")
+    bounds = np.cumsum(shares)[:-1] / np.sum(shares) * count
+    side = np.empty(count, dtype=np.int64)
+    side[order] = np.searchsorted(bounds, np.arange(count) + 0.5, side="right")
     return [np.flatnonzero(side == one) for one in range(len(shares))]
+
+
+def _are_texts(ids: object) -> TypeGuard[Sequence[str | Sequence[str]]]:
+    """Return whether rows are texts, or pairs of texts, and not ids."""
+    rows: Any = ids  # a list, or an array or column of either
+    return len(rows) > 0 and isinstance(rows[0], str | tuple | list)
 
 
 def class_numbers(

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ponder.errors import CheckpointError
 
@@ -21,11 +20,13 @@ __all__ = ["changed_parts", "digest_of_file", "sealed"]
 
 _FIELD = "digests"
 _SETTINGS = "settings"
-_UNSEALED = ("format", "transformers_version", "evaluations")  # what decides no answer
-_OF_CALLS = ("padding", "truncation")  # that each call of a tokenizer sets
+_UNSEALED = ("format", "transformers_version", "evaluations")
+"""Settings that decide no answer."""
+_OF_CALLS = ("padding", "truncation")
+"""Settings of a tokenizer's file that each call overwrites."""
 
 
-def sealed(data: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def sealed(data: Mapping[str, object], files: Mapping[str, str]) -> dict[str, object]:
     """Return settings with the digests of the parts of their folder, and of themselves.
 
     Args:
@@ -38,24 +39,24 @@ def sealed(data: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
         >>> changed_parts(data, {}.get), changed_parts({**data, "threshold": 0.5}, {}.get)
         ([], ['settings'])
     """
-    with_files = {**data, _FIELD: dict(files)}
-    return {**data, _FIELD: {**files, _SETTINGS: _digest_of(with_files)}}
+    of_settings = _digest_of({**data, _FIELD: dict(files)})
+    return {**data, _FIELD: {**files, _SETTINGS: of_settings}}
 
 
-def changed_parts(data: Mapping[str, Any], locate: Callable[[str], Path | None]) -> list[str]:
-    """Return which parts are not those that were sealed.
+def changed_parts(data: Mapping[str, object], locate: Callable[[str], Path | None]) -> list[str]:
+    """Return the names of the parts that have changed since they were sealed.
 
     Args:
-        data: What `sealed` gave, as it was read.
+        data: The settings that `sealed` returned, as they were read.
         locate: A function from the name of a file to its path; None if it is missing.
     """
-    kept = data.get(_FIELD)
-    files: dict[str, Any] = {}
-    if isinstance(kept, Mapping):
-        files.update(kept)
-    settings = files.pop(_SETTINGS, None)
+    digests = data.get(_FIELD)
+    files: dict[str, object] = {}
+    if isinstance(digests, Mapping):
+        files.update(digests)
+    of_settings = files.pop(_SETTINGS, None)
     changed = [name for name, digest in files.items() if _digest_at(locate(name)) != digest]
-    if _digest_of({**data, _FIELD: files}) != settings:
+    if _digest_of({**data, _FIELD: files}) != of_settings:
         changed.append(_SETTINGS)
     return changed
 
@@ -75,12 +76,15 @@ def digest_of_file(path: Path) -> str:
 
 
 def _digest_at(path: Path | None) -> str | None:
+    """Return the digest of a file; None if it is missing."""
     if path is None or not path.is_file():
         return None
     return digest_of_file(path)
 
 
-def _digest_of(data: Any) -> str:
+def _digest_of(data: object) -> str:
+    """Return the SHA-256 of JSON data, without fields that decide no answer."""
     if isinstance(data, Mapping):
         data = {name: value for name, value in data.items() if name not in _UNSEALED}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(data, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

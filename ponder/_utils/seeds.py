@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
+
+from ponder._utils.arrays import Array, at_least_float32
 
 __all__ = ["uniform"]
 
-Array: TypeAlias = Any
-"""A tensor, or an array of NumPy."""
 _GAMMA = 0x9E3779B97F4A7C15
 
 
@@ -24,14 +22,15 @@ def uniform(seed: int, row_ids: Array) -> Array:
         seed: Any whole number.
         row_ids: Row ids, `(rows,)` int64, a tensor or an array.
     """
-    key = int(_mix(np.array([_signed(seed + _GAMMA)]))[0])
+    [key] = _mix(np.array([_signed(seed + _GAMMA)]))
     # Products and sums of int64 wrap around, on every device.
-    bits = _shift_right(_mix(row_ids * _signed(_GAMMA) + key), 40)
-    numbers = bits.float() if hasattr(bits, "float") else bits.astype("float32")
-    return numbers * 2.0**-24
+    mixed = _mix(row_ids * _signed(_GAMMA) + int(key))
+    bits = _shift_right(mixed, 40)  # the upper 24 bits, as many as float32 holds exactly
+    return at_least_float32(bits) * 2.0**-24
 
 
 def _mix(x: Array) -> Array:
+    """Return the SplitMix64 finaliser of int64 numbers."""
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)

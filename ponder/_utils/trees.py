@@ -80,7 +80,9 @@ def take_rows(tree: Tree, index: Tensor) -> Tree:
         return tree.index_select(0, index)
     if isinstance(tree, tuple):
         parts = [take_rows(part, index) for part in tree]
-        return tree._make(parts) if hasattr(tree, "_make") else tuple(parts)
+        if hasattr(tree, "_make"):  # a named tuple
+            return tree._make(parts)
+        return tuple(parts)
     if not tree:  # None, or an empty dict
         return tree
     return map_tensors(methodcaller("index_select", 0, index), tree)
@@ -114,10 +116,9 @@ def check_rows(name: str, tree: Tree, batch: int | None = None) -> int:
     if isinstance(tree, Tensor) and tree.dim() and batch in (None, tree.shape[0]):  # the usual case
         return tree.shape[0]
     for path, tensor in tensors(tree, name):
-        size = next(iter(tensor.shape), None)
-        if batch is None:
-            batch = size
-        if size is None or size != batch:
+        if batch is None and tensor.dim():
+            batch = tensor.shape[0]
+        if not tensor.dim() or tensor.shape[0] != batch:
             first = "batch" if batch is None else batch
             raise ArgumentError(
                 path,

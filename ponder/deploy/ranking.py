@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +177,7 @@ class Ranker:
     @classmethod
     def load(cls, folder: str | Path) -> Ranker:
         """Read a folder that ranks: an export, without PyTorch, or one of `CrossEncoder.save`."""
-        ranker: Ranker = read_folder(RANKERS, Path(folder))
-        return ranker
+        return cast(Ranker, read_folder(RANKERS, Path(folder)))
 
     @classmethod
     def of_export(cls, folder: Path) -> Ranker:
