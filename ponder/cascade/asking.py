@@ -12,18 +12,23 @@ import inspect
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from ponder._utils.checks import library
+from ponder.cascade.stages import Input
 from ponder.errors import PonderError
 
 __all__ = ["Asker", "Asking", "Pace", "Reply"]
 
-Ask = Callable[[list[Any]], Any]
-"""A function from rows to a label for each, or a coroutine function."""
+Labels: TypeAlias = Iterable[object]
+"""A label for each row; None or an exception if there is none."""
+Ask: TypeAlias = Callable[[list[Input]], Labels | Awaitable[Labels]]
+"""A function from rows to their labels, or a coroutine function."""
+Keyed: TypeAlias = tuple[str, Input]
+"""A key, and its row."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Reply:
     """The reference's answer to a row, or the error after the last attempt."""
 
     key: str
-    row: Any
-    label: Any = None
+    row: Input
+    label: object = None
     error: Exception | None = None
 
 
@@ -100,7 +105,7 @@ class Asker:
         self.running = 0
         """Number of rows that were submitted and not yet taken."""
 
-    def submit(self, rows: Sequence[tuple[str, Any]]) -> None:
+    def submit(self, rows: Sequence[Keyed]) -> None:
         """Ask about rows, which come with their keys."""
         self.running += len(rows)
         size = self._asking.batch_size
@@ -130,15 +135,16 @@ class Asker:
             self._loop.close()
         return self.take(timeout=0.0)
 
-    def _answer(self, rows: Sequence[tuple[str, Any]]) -> None:
+    def _answer(self, rows: Sequence[Keyed]) -> None:
         """Call the reference on one of the threads; if it fails on a batch, ask row by row."""
         is_batch = len(rows) > 1
         attempts = self._asking.attempts
         if is_batch:
             attempts = 1  # each row has its attempts afterwards
+        labels: list[object]
         try:
             labels = self._call([row for _, row in rows], attempts)
-        except Exception as error:
+        except Exception as error:  # the reference is code of the user, which may raise anything
             labels = [error] * len(rows)
         for (key, row), label in zip(rows, labels, strict=True):
             failed = label is None or isinstance(label, Exception)
@@ -151,7 +157,7 @@ class Asker:
                 self._arrived(reply)
                 self._replies.put(reply)
 
-    def _call(self, rows: list[Any], attempts: int) -> list[Any]:
+    def _call(self, rows: list[Input], attempts: int) -> list[object]:
         """Return the labels of rows, after several attempts if calls fail."""
         tenacity = library("tenacity", "asking a reference", "cascade")
         closing = tenacity.stop_when_event_set(self._stop)
@@ -161,10 +167,11 @@ class Asker:
             sleep=tenacity.sleep_using_event(self._stop),
             reraise=True,
         )
-        labels: list[Any] = retrying(self._call_once, rows)
+        labels: list[object] = retrying(self._call_once, rows)
         return labels
 
-    def _call_once(self, rows: list[Any]) -> list[Any]:
+    def _call_once(self, rows: list[Input]) -> list[object]:
+        """Call the reference in its turn, and check that there is a label for each row."""
         self._stop.wait(self._pace.wait(time.monotonic()))
         answers = self._ask(rows)
         if inspect.isawaitable(answers):
@@ -176,10 +183,10 @@ class Asker:
             raise PonderError("the reference gave no answer (None).")
         return labels
 
-    def _await(self, answers: Awaitable[Any]) -> Any:
+    def _await(self, answers: Awaitable[Labels]) -> Labels:
         """Run a coroutine to its end.
 
-        All run on one event loop, since clients such as those of HTTP keep connections of a loop.
+        All coroutines run on one event loop, since clients of HTTP keep connections of a loop.
         """
         with self._loop_lock:
             if self._loop is None:
@@ -188,7 +195,7 @@ class Asker:
                 self._loop_thread = threading.Thread(target=run, name="ponder-loop", daemon=True)
                 self._loop_thread.start()
 
-        async def limited() -> Any:
+        async def limited() -> Labels:
             return await asyncio.wait_for(answers, self._asking.timeout)
 
         return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()

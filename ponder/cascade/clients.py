@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -51,34 +51,54 @@ class ChatLabels:
         """Return a label for each text.
 
         Raises:
-                PonderError: The answer is not one of the labels.
+            PonderError: The answer is not one of the labels.
         """
         return [self._ask(text) for text in texts]
 
     def _ask(self, text: str) -> str:
-        prompt = _PROMPT.format(labels="\n".join(self.labels))
-        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": str(text)}]
-        body = {"model": self.model, "messages": messages, "temperature": 0}
-        headers = {"content-type": "application/json", "authorization": f"Bearer {self._key}"}
-        request = Request(self._address, json.dumps(body).encode(), headers)
-        with urlopen(request, timeout=self.timeout) as reply:
-            answer = json.load(reply)["choices"][0]["message"]["content"]
+        """Return the label of a text."""
+        answer = self._post(text)
         # Models add quotation marks, full stops and capitals.
         label = self._known.get(answer.strip().strip("\"'`.").casefold())
         if label is None:
             raise PonderError(f"the model answered {answer[:80]!r}, which is none of the labels.")
         return label
 
+    def _post(self, text: str) -> str:
+        """Return the model's answer to a text, as it is."""
+        prompt = _PROMPT.format(labels="\n".join(self.labels))
+        messages = [{"role": "system", "content": prompt}, {"role": "user", "content": str(text)}]
+        body = {"model": self.model, "messages": messages, "temperature": 0}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self._key}"}
+        request = Request(self._address, json.dumps(body).encode(), headers)
+        with urlopen(request, timeout=self.timeout) as reply:
+            answer: str = json.load(reply)["choices"][0]["message"]["content"]
+        return answer
+
 
 class _Score(TypedDict):
+    """The score of a class."""
+
     label: str
     score: float
+
+
+class _Config(Protocol):
+    """The configuration of a classifier."""
+
+    id2label: Mapping[int, str]
+
+
+class _Model(Protocol):
+    """A classifier of Transformers."""
+
+    config: _Config
 
 
 class _Pipeline(Protocol):
     """A text classification pipeline of Transformers."""
 
-    model: Any
+    model: _Model
 
     def __call__(self, texts: list[Input], **options: object) -> list[list[_Score]]:
         """Return label and score of each class, for each text."""
@@ -108,6 +128,28 @@ class PipelineStage:
         return probabilities
 
 
+class _Question(TypedDict, total=False):
+    """A question of a decision pipeline."""
+
+    type: Literal["noul", "choice", "score"]
+    instructions: str
+    criteria: Sequence[str] | Mapping[str, str]
+
+
+class _Request(TypedDict):
+    """A text, and the questions about it by name."""
+
+    state: Input
+    questions: dict[str, _Question]
+
+
+class _Decision(TypedDict, total=False):
+    """The answer to a question: the probability of yes, or that of each criterion."""
+
+    noul: float
+    probabilities: Mapping[str, float]
+
+
 class DecisionStage:
     """A stage or a reference that asks a decision `pipeline` of Transformers one question.
 
@@ -133,17 +175,17 @@ class DecisionStage:
 
     def __init__(
         self,
-        pipeline: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-        question: Mapping[str, Any],
+        pipeline: Callable[[list[_Request]], list[dict[str, _Decision]]],
+        question: _Question,
     ) -> None:
         self._pipeline = pipeline
-        self._question = dict(question)
+        self._question = question
         self.classes_ = _options_of(question)
 
     def predict_proba(self, texts: Sequence[Input]) -> Floats:
         """Return probabilities, `(texts, classes)`."""
         questions = {"question": self._question}
-        requests = [{"state": text, "questions": questions} for text in texts]
+        requests: list[_Request] = [{"state": text, "questions": questions} for text in texts]
         answers = [reply["question"] for reply in self._pipeline(requests)]
         if self._question["type"] == "noul":
             yes = np.array([answer["noul"] for answer in answers], dtype=float)
@@ -152,7 +194,7 @@ class DecisionStage:
         return np.array(rows, dtype=float).reshape(len(rows), len(self.classes_))
 
 
-def _options_of(question: Mapping[str, Any]) -> tuple[str, ...]:
+def _options_of(question: _Question) -> tuple[str, ...]:
     """Return the names of the answers to a question, as a decision pipeline has them."""
     if question["type"] == "noul":
         return ("true", "false")

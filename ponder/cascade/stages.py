@@ -10,25 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
 from ponder._utils.readers import STAGES, read_folder
-from ponder.calibration.records import as_array
+from ponder.calibration.records import Floats, Record, as_array
 from ponder.errors import ArgumentError, PonderError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.running.source import stepped_part
 
 __all__ = ["CascadeStage", "Input", "StageAnswers", "classes_of", "stage_of"]
 
-Floats: TypeAlias = NDArray[Any]
 Input: TypeAlias = Any
 """An input of a stage: a text, a pair of texts, or another value that its model takes."""
-_LEAST = 1e-12  # probabilities are clipped here, since their logarithms are compared
-_BATCH = 256  # rows of a call after a failure, before rows are tried one by one
+StageOutput: TypeAlias = Floats | Sequence[object]
+"""The answers of a model: probabilities, `(rows, classes)`, or a name or None for each input."""
+_LOWEST = 1e-12
+"""Probabilities are clipped here, since their logarithms are compared."""
+_HIGHEST = 1.001
+"""The highest number that is read as a probability, with room for rounding."""
+_BATCH = 256
+"""Rows of a call after a failure, before rows are tried one by one."""
+
+
+class _Records(Protocol):
+    """A model of ponder with exits, which records its full-depth runs."""
+
+    def record(self, inputs: Sequence[Input], /) -> Record:
+        """Return the record of a full-depth run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +70,13 @@ class CascadeStage:
         num_steps: The number of steps of a model whose policy lets rows exit early; else 1.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: object) -> None:
         self.model = model
         self.classes = classes_of(model)
-        steps = getattr(stepped_part(model), "num_steps", 1)
+        steps: int = getattr(stepped_part(model), "num_steps", 1)
         policy = getattr(model, "policy", None)
-        exits = isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None
-        self.num_steps: int = 1
-        if exits:
+        self.num_steps = 1
+        if isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None:
             self.num_steps = steps
 
     @property
@@ -88,7 +98,7 @@ class CascadeStage:
         Args:
             inputs: The inputs.
             classes: Names of the classes, in the order of the outputs.
-            policy: Decides on the exits of a model that has some, instead of its own policy.
+            policy: The exit policy of a model with exits; None for the model's own.
             steps: Whether to return the answers of every step of such a model.
             batch_size: Inputs of a call at most; None for all at once.
         """
@@ -99,10 +109,7 @@ class CascadeStage:
         errors = dict[int, Exception]()
 
         def call(batch: Sequence[Input]) -> StageAnswers:
-            if steps:
-                answers = self._steps_of(batch)
-            else:
-                answers = self._ask(batch, policy)
+            answers = self._steps_of(batch) if steps else self._ask(batch, policy)
             return self._read(answers, len(batch), classes, dimensions=len(shape))
 
         for start, answers in _in_batches(call, inputs, batch_size or max(len(inputs), 1)):
@@ -130,7 +137,7 @@ class CascadeStage:
 
     @property
     def full_depth(self) -> ExitPolicy | None:
-        """The policy by which a model with exits runs to its last step; None for other models."""
+        """`LastStep` for a model with exits, to run to its last step; None for other models."""
         if self.num_steps == 1:
             return None
         return LastStep()
@@ -162,31 +169,42 @@ class CascadeStage:
 
     def _steps_of(self, inputs: Sequence[Input]) -> Floats:
         """Return probabilities at each step of a model with exits, `(rows, steps, classes)`."""
-        return np.asarray(softmax(as_array(self.model.record(inputs).outputs)))
+        model = cast(_Records, self.model)  # a model with exits has it
+        return np.asarray(softmax(as_array(model.record(inputs).outputs)))
 
-    def _ask(self, inputs: Sequence[Input], policy: ExitPolicy | None) -> Any:
+    def _ask(self, inputs: Sequence[Input], policy: ExitPolicy | None) -> StageOutput:
         """Call the model, and return its probabilities, `(rows, classes)`, or names."""
-        if hasattr(self.model, "predict_proba"):
-            return self.model.predict_proba(inputs)
-        if not hasattr(self.model, "predict"):
-            return self.model(inputs)
+        model: Any = self.model
+        if hasattr(model, "predict_proba"):
+            return cast(StageOutput, model.predict_proba(inputs))
+        if not hasattr(model, "predict"):
+            return cast(StageOutput, model(inputs))
         options = {}
         if policy is not None:  # not every model takes one
             options["policy"] = policy
-        answers = self.model.predict(inputs, **options)
-        if hasattr(answers, "outputs"):
+        answers = model.predict(inputs, **options)
+        if hasattr(answers, "outputs"):  # logits, of a model of ponder
             return softmax(as_array(answers.outputs))
-        return answers
+        return cast(StageOutput, answers)
 
     def _read(
-        self, answers: Any, rows: int, classes: Sequence[str], dimensions: int
+        self, answers: StageOutput, rows: int, classes: Sequence[str], dimensions: int
     ) -> StageAnswers:
-        """Return log-probabilities in the order of `classes`, and errors of rows without any."""
+        """Return log-probabilities in the order of `classes`, and errors of rows without any.
+
+        Args:
+            answers: Probabilities, or names.
+            rows: The number of inputs.
+            classes: Names of the classes of the cascade.
+            dimensions: 2, or 3 if there are answers of every step.
+
+        Raises:
+            ArgumentError: The shape or the names of the classes do not fit.
+        """
         stage_classes = tuple(self.classes or classes)
         width = len(stage_classes)
         read = _as_shares(answers, stage_classes)
         shares = read.shares
-        errors = dict(read.errors)
         fits = shares.ndim == dimensions and (len(shares), shares.shape[-1]) == (rows, width)
         if not fits or not set(stage_classes) <= set(classes):
             raise ArgumentError(
@@ -197,17 +215,20 @@ class CascadeStage:
                 remedy="Return one probability a class, as predict_proba does, or names; "
                 "name the same classes in every stage.",
             )
+        errors = dict(read.errors)
         other_dimensions = tuple(range(1, shares.ndim))
-        outside = ((shares < 0) | (shares > 1.001)).any(other_dimensions)
-        for row in np.flatnonzero(outside).tolist():
+        # NaN is neither below 0 nor above 1: it stands for a row without an answer.
+        is_outside = ((shares < 0) | (shares > _HIGHEST)).any(other_dimensions)
+        for row in np.flatnonzero(is_outside).tolist():
             errors[row] = PonderError(f"{shares[row].ravel().tolist()[:5]} are no probabilities.")
             shares[row] = np.nan
+        places = [classes.index(name) for name in stage_classes]
         of_all_classes = np.zeros((*shares.shape[:-1], len(classes)))
-        of_all_classes[..., [classes.index(name) for name in stage_classes]] = shares
-        return StageAnswers(np.log(np.maximum(of_all_classes, _LEAST)), errors)
+        of_all_classes[..., places] = shares
+        return StageAnswers(np.log(np.maximum(of_all_classes, _LOWEST)), errors)
 
 
-def stage_of(given: Any) -> CascadeStage:
+def stage_of(given: object) -> CascadeStage:
     """Return a model, a function, or the model in a folder, as a stage."""
     if isinstance(given, CascadeStage):
         return given
@@ -224,7 +245,7 @@ def stage_of(given: Any) -> CascadeStage:
     )
 
 
-def classes_of(model: Any) -> tuple[str, ...] | None:
+def classes_of(model: object) -> tuple[str, ...] | None:
     """Return the names of a model's classes, in their order; None if it has none."""
     of_transformers = getattr(getattr(model, "config", None), "id2label", None)
     if isinstance(of_transformers, Mapping):
@@ -253,8 +274,8 @@ def _in_batches(
                 yield start, error
                 continue
             smaller = _BATCH if len(batch) > _BATCH else 1
-            for place, part in _in_batches(call, batch, smaller):
-                yield start + place, part
+            for offset, part in _in_batches(call, batch, smaller):
+                yield start + offset, part
         else:
             yield start, answers
 
@@ -267,7 +288,7 @@ class _Shares:
     errors: Mapping[int, Exception]
 
 
-def _as_shares(answers: Any, classes: Sequence[str]) -> _Shares:
+def _as_shares(answers: StageOutput, classes: Sequence[str]) -> _Shares:
     """Return answers as probabilities.
 
     A name has probability 1. Neither None nor a name that is not a class is an answer.
@@ -290,7 +311,7 @@ def _as_shares(answers: Any, classes: Sequence[str]) -> _Shares:
     return _Shares(shares, errors)
 
 
-def _has_names(answers: Any) -> bool:
+def _has_names(answers: StageOutput) -> bool:
     """Return whether an answer is a name or None, and not the probabilities of the classes."""
     if isinstance(answers, np.ndarray) and answers.dtype.kind in "fiub":
         return answers.ndim == 1 and answers.dtype.kind != "f"  # numbers of classes are their names

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ponder._utils.rows import content_ids, row_keys
 from ponder._utils.seeds import uniform
@@ -20,7 +20,8 @@ from ponder.cascade.student import Embeddings, Student
 
 __all__ = ["Taught", "stages_statement", "teach"]
 
-_CERTIFY = 0.4  # of the texts, to choose and to certify; the others teach the student
+_CERTIFY = 0.4
+"""The share of the texts that choose and certify; the others teach the student."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +49,11 @@ class Taught:
 
 
 def teach(
-    model: Any,
+    model: object,
     texts: Sequence[Input],
     more: Sequence[Input] = (),
     *,
-    must_teach: Any = None,
+    must_teach: ArrayLike | None = None,
     level: float = LEVEL,
     confidence: float = CONFIDENCE,
 ) -> Taught:
@@ -106,39 +107,43 @@ def stages_statement(
     """
     if not report.met:
         return f"No promise: {report.statement}."
-    rule = f"Take the first answer with {in_words(report.policy)}; run the others to the last stage"
+    words = in_words(report.policy)
+    rule = f"Take the first answer with {words}; run the others to the last stage"
     if len(report.shares) == 2 and " at stage" not in rule:
-        words = in_words(report.policy)
         rule = f"Take the student's answers with {words}, and ask the model for the others"
     change = f"other answers than those of {last}"
     return Promise(rule, change, level, confidence, report.certified_on).sentence
 
 
-class _Sides(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Sides:
     """The rows that teach, and those that choose and certify."""
 
     teaching: list[Input]
     others: list[Input]
 
 
-def _sides(texts: list[Input], more: list[Input], must_teach: Any) -> _Sides:
+def _sides(texts: list[Input], more: list[Input], must_teach: ArrayLike | None) -> _Sides:
     """Split texts at random into those that teach and the others.
 
     Each row is assigned independently: a text that occurs twice may teach and certify, as in the
     traffic to come. Rows that are also in `more`, which only teaches, teach, and are counted there.
     """
     ids = content_ids(texts)
+    only_in_file = fresh_rows(ids, content_ids(more))
     in_both = np.ones(len(texts), dtype=bool)
-    in_both[fresh_rows(ids, content_ids(more))] = False
+    in_both[only_in_file] = False
     teaches = in_both.copy()
     if must_teach is not None:
         teaches |= np.asarray(must_teach)
+    # Of the rows that are free, so many certify that they are the share of all rows, if possible.
+    free = 1.0 - float(teaches.mean())
+    certify = _CERTIFY / max(free, _CERTIFY)
     numbers = uniform(0, row_keys(ids))
-    certify = _CERTIFY / max(1.0 - float(teaches.mean()), _CERTIFY)
     teaches |= numbers <= float(np.quantile(numbers, max(1.0 - certify, 0.0)))
     of_file = np.flatnonzero(teaches & ~in_both)
-    teaching = [*more, *(texts[n] for n in of_file.tolist())]
-    others = [texts[n] for n in np.flatnonzero(~teaches).tolist()]
+    teaching = [*more, *(texts[row] for row in of_file.tolist())]
+    others = [texts[row] for row in np.flatnonzero(~teaches).tolist()]
     return _Sides(teaching, others)
 
 

@@ -201,7 +201,7 @@ def open_folder(folder: str | Path) -> Opened:
     path = Path(folder)
     stage = stage_of(path)
     card = card_of(path)
-    model = stage.model
+    model: Any = stage.model
     steps, longest = _size_of(path, model)
     return Opened(
         folder=path,
