@@ -80,21 +80,18 @@ def check(
     fresh = np.flatnonzero(opened.used.fresh(texts)).tolist()
     if not len(fresh):
         raise _none_left(len(texts))
-    rows = [texts[n] for n in fresh]
-    # A text that repeats itself is run once, and counted as often as it came.
-    first, again = np.unique(content_ids(rows), return_index=True, return_inverse=True)[1:]
-    once = [rows[n] for n in first]
-    seen: Record = opened.model.record(once).map(lambda values: values[again])
+    distinct = _Distinct.of([texts[n] for n in fresh])
+    seen: Record = opened.model.record(distinct.texts).map(distinct.of_rows)
     answers = np.asarray(seen.outputs).argmax(axis=-1)
     steps = seen.exit_steps(opened.policy)
     if reference is None and opened.needs_reference:
         reference = opened.reference()
-    full = answers[:, -1]
+    wanted = answers[:, -1]
     if reference is not None:
-        full = _answers_of(reference, once, opened.labels)[again]
-    other = answers != full[:, None]
-    differs = other[np.arange(len(rows)), steps - 1]
-    right = full
+        wanted = distinct.of_rows(_answers_of(reference, distinct.texts, opened.labels))
+    differs_by_step = answers != wanted[:, None]
+    differs = differs_by_step[np.arange(len(fresh)), steps - 1]
+    right = wanted
     if labels is not None:
         right = np.array(class_numbers([labels[n] for n in fresh], opened.labels))
     record = replace(seen, labels=namespace(seen.outputs).asarray(right))
@@ -102,15 +99,38 @@ def check(
     if labels is not None:
         accuracy = record.correct().mean(axis=0)
     return Checked(
-        verdict=_verdict(opened.promise, int(differs.sum()), len(rows), level),
-        rows=len(rows),
-        left_out=len(texts) - len(rows),
+        verdict=_verdict(opened.promise, int(differs.sum()), len(fresh), level),
+        rows=len(fresh),
+        left_out=len(texts) - len(fresh),
         other_answers=float(differs.mean()),
         mean_exit_step=float(steps.mean()),
-        by_step=other.mean(axis=0),
+        by_step=differs_by_step.mean(axis=0),
         accuracy=accuracy,
         record=record,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Distinct:
+    """The distinct texts of some rows: each is run once, and counted as often as it came.
+
+    Args:
+        texts: The texts.
+        places: The place of the text of each row among them, `(rows,)`.
+    """
+
+    texts: Sequence[Any]
+    places: Ints
+
+    @classmethod
+    def of(cls, rows: Sequence[Any]) -> _Distinct:
+        """Return the distinct texts of rows."""
+        _, first, places = np.unique(content_ids(rows), return_index=True, return_inverse=True)
+        return cls([rows[n] for n in first], places)
+
+    def of_rows(self, values: Any) -> Any:
+        """Return the values of rows, `(rows, …)`, from those of the texts, `(texts, …)`."""
+        return values[self.places]
 
 
 def _answers_of(reference: Any, texts: Sequence[Text], labels: Sequence[str]) -> Ints:

@@ -92,15 +92,19 @@ class OnnxModel:
         """Set the policy; if only thresholds differ, its graphs are kept, else it runs in NumPy."""
         graphs = self.manifest.graphs
         data = policy.to_dict()
-        tunable = [part for part in all_within(policy) if part.tunable is not None]
-        fields = {part.to_dict()["name"]: part.tunable.field for part in tunable if part.tunable}
+        # The thresholds of its parts, and the fields that hold them, by the names of the policies.
+        values: list[float] = []
+        fields: dict[str, str] = {}
+        for part in all_within(policy):
+            if part.tunable is not None:
+                values.append(float(getattr(part, part.tunable.field)))
+                fields[part.to_dict()["name"]] = part.tunable.field
         if graphs is None or _without(fields, data) != _without(fields, self.manifest.policy):
             self._policy = policy
             self.manifest = replace(self.manifest, policy=data, graphs=None)
             return
         thresholds: dict[str, float] = {}
         if graphs.thresholds:
-            values = [float(getattr(part, fields[part.to_dict()["name"]])) for part in tunable]
             thresholds = dict(zip(graphs.thresholds, values, strict=True))
         together = policy.exit_of_all(self.num_steps)
         graphs = replace(graphs, thresholds=thresholds, together=together)
@@ -287,10 +291,7 @@ class OnnxModel:
         """Return one example with the defaults of missing inputs, and its length by its mask."""
         specs = self.manifest.inputs
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
-        along = next((spec for spec in specs if spec.name in arrays and spec.along), None)
-        length = 0
-        if along is not None:
-            length = arrays[along.name].shape[along.along[0] - 1]
+        length = self._length_of(arrays)
         for spec in specs:
             if spec.name in arrays:
                 continue
@@ -305,9 +306,19 @@ class OnnxModel:
         mask = self.manifest.mask
         if mask is not None:
             is_real = (arrays[mask] != 0) == bool(self.manifest.real)
-            length = max(int(np.max(np.flatnonzero(is_real), initial=0)) + 1, 1)
+            last_real = int(np.max(np.flatnonzero(is_real), initial=0))
+            length = max(last_real + 1, 1)
         typed = {spec.name: arrays[spec.name].astype(spec.dtype) for spec in specs}
         return InputRow(typed, length)
+
+    def _length_of(self, arrays: Mapping[str, Array]) -> int:
+        """Return the length of an example with padding; 0 if none of its arrays has a length."""
+        for spec in self.manifest.inputs:
+            if spec.along and spec.name in arrays:
+                batch_dim = spec.along[0]  # an example has no dimension of the batch
+                length: int = arrays[spec.name].shape[batch_dim - 1]
+                return length
+        return 0
 
     def _batches(
         self, rows: Sequence[InputRow], batch_size: int
