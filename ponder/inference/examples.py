@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ponder._utils.modes import HasModes
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.model.batch import ArgumentNames, read_batch
+from ponder.model.batch import ArgumentNames, not_labels, read_batch
 from ponder.model.padding import Along, Lengths, Padding, join_rows, last_position
 from ponder.model.source import ModelSource
 from ponder.model.steps import Context, ContextDict, Steps
@@ -118,6 +118,7 @@ class Example:
     length: int = 0  # also where the model declares no padding
     signature: Hashable = None  # rows of equal signature may share a batch
     labels: Tensor | None = None  # `(1, …)`
+    in_place_of: str | None = None  # see `Batch`
 
 
 class ExampleReader:
@@ -146,10 +147,6 @@ class ExampleReader:
         self.device: torch.device | None = None
         if weight is not None:
             self.device = weight.device
-        self.label_dims: int | None = None
-        """Dimensions of the label of a row; None if the task does not determine them."""
-        if task is not None and task.one_class:
-            self.label_dims = 0
         self.regroups = task is None or not task.per_position
         """Whether rows of several lengths may share a batch between steps."""
         self.spares = self.regroups and self.padding is not None and self.padding.optional
@@ -157,7 +154,7 @@ class ExampleReader:
 
     def read(self, example: UserExample) -> Example:
         """Read one example."""
-        row = read_batch(example, self.names, self.label_dims)
+        row = read_batch(example, self.names)
         inputs = _batch_of_one(row.inputs)
         context = {name: _batch_of_one(value) for name, value in row.context.items()}
         length = 0
@@ -168,7 +165,7 @@ class ExampleReader:
         labels = None
         if row.labels is not None:
             labels = torch.as_tensor(row.labels)[None]
-        return Example(inputs, context, length, signature, labels)
+        return Example(inputs, context, length, signature, labels, row.in_place_of)
 
     def batch(
         self, examples: Sequence[Example], *, spare: bool = False
@@ -200,6 +197,26 @@ class ExampleReader:
         context = joined(contexts, lengths_of_context, "context")
         placed: tuple[Tree, ContextDict] = self.placed((inputs, context))
         return placed
+
+    def refuse_masks(self, rows: Sequence[Example]) -> None:
+        """Refuse rows that all have a mask in the place of labels, which would be ignored.
+
+        A mask has 0 and 1 in the shape of the inputs, and its ones come before or after all zeros.
+        Labels of tokens may be so in some rows of a data set, but not in all. If a label is one
+        class, labels never have that shape, and the order does not matter.
+
+        Args:
+            rows: The rows of a data set, or one of a stream.
+
+        Raises:
+            ArgumentError: They have.
+        """
+        in_order = self.model.task is None or not self.model.task.one_class
+        masks = [_mask_in_labels(row, in_order) for row in rows]
+        present = [mask for mask in masks if mask is not None]
+        hiding = [mask for mask in present if mask.any() and not mask.all()]
+        if len(present) == len(rows) and hiding:  # others change no answer
+            raise not_labels("0 and 1 for each position", str(rows[0].in_place_of))
 
     def _mask_alone(self, name: str, tensor: Tensor) -> Along | None:
         """Return the lengths of the mask of a row; other tensors keep their length."""
@@ -233,6 +250,27 @@ class ExampleReader:
         sign = self.padding.real or False  # masks that mark padding are bool, as in PyTorch
         context[self.padding.mask] = torch.full((1, length), sign, device=tensor.device)
         return length
+
+
+def _mask_in_labels(row: Example, in_order: bool) -> Tensor | None:
+    """Return the labels of a row if they look like the mask of its inputs.
+
+    Args:
+        row: The row.
+        in_order: Whether only those that are ones before or after all zeros look like one.
+    """
+    labels = row.labels
+    if row.in_place_of is None or labels is None or labels.dim() < 2:
+        return None
+    if labels.shape != first_tensor(row.inputs).shape[: labels.dim()]:
+        return None
+    ones = labels == 1
+    if not bool((ones | (labels == 0)).all()):
+        return None
+    changes = (ones[..., 1:] != ones[..., :-1]).sum(-1)
+    if in_order and bool((changes > 1).any()):
+        return None
+    return ones
 
 
 def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[UserExample]:

@@ -224,6 +224,7 @@ class _DataSet:
             except Exception as error:
                 error.add_note(f"in dataset[{len(rows)}]")
                 raise
+        reader.refuse_masks(rows)
         if row_ids is None:
             ids = torch.arange(len(rows))
         else:

@@ -213,6 +213,7 @@ class StreamEngine:
         row = _Row(int(row_id), number, context)
         try:
             row.example = reader.read(example)
+            reader.refuse_masks([row.example])
             row.length = row.example.length
         except Exception as error:
             row.future.set_exception(error)

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.model.steps import Context, ContextDict, Steps, parameters_of
 
-__all__ = ["ArgumentNames", "Batch", "read_batch"]
+__all__ = ["ArgumentNames", "Batch", "not_labels", "read_batch"]
 
 _LABELS = ("labels", "label")
 _SPAN = ("start_positions", "end_positions")
@@ -102,11 +101,14 @@ class Batch:
         inputs: The argument of the stem, or h_0.
         context: Context of the stem and the steps, by name.
         labels: Labels; None without any.
+        in_place_of: The name of the context that the labels would be if they were not the last
+            item of a tuple; None if the model takes no more context.
     """
 
     inputs: Tree
     context: ContextDict
     labels: Any = None
+    in_place_of: str | None = None
 
     def labelled(self) -> Batch:
         """Return the batch, which training reads; raise if it has no labels, a tensor."""
@@ -125,9 +127,7 @@ class Batch:
         return self
 
 
-def read_batch(
-    batch: object, names: ArgumentNames | None = None, label_dims: int | None = None
-) -> Batch:
+def read_batch(batch: object, names: ArgumentNames | None = None) -> Batch:
     """Return the inputs, context and labels of a batch, or of a row.
 
     Args:
@@ -135,11 +135,9 @@ def read_batch(
         names: The names of the arguments of the model. A dict that holds the name of the inputs, or
             labels, is read by name; its first entry is the inputs if that name is not among them.
             Any other dict is the inputs.
-        label_dims: The number of dimensions of the labels, if the task determines it; None if not.
-            A last item with more, of 0 and 1 in the shape of the inputs, is a mask.
 
     Raises:
-        ArgumentError: The last item of a tuple is a mask.
+        ArgumentError: The last item of a tuple is a mask of booleans.
         ArgumentTypeError: More context by position than the model takes.
 
     Example:
@@ -157,7 +155,7 @@ def read_batch(
     if isinstance(batch, Mapping):
         return _read_mapping(batch, names.inputs)
     if isinstance(batch, tuple) or _is_collated(batch):
-        return _read_tuple(batch, names, label_dims)
+        return _read_tuple(batch, names)
     return Batch(batch, {})
 
 
@@ -166,7 +164,7 @@ def _is_collated(batch: object) -> TypeGuard[list[object]]:
     return isinstance(batch, list) and any(isinstance(part, Tensor | Mapping) for part in batch)
 
 
-def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int | None) -> Batch:
+def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
     """Read the inputs, context by position or in dicts, and labels: the last item, unless a dict.
 
     If the last item is a dict, the labels may be in it.
@@ -176,39 +174,34 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames, label_dims: int |
     if others and not isinstance(others[-1], Mapping):
         labels = others.pop()
     by_position = [value for value in others if not isinstance(value, Mapping)]
-    mask = None
-    if labels is not None:
-        mask = _noun_of_mask(labels, inputs, label_dims)
-    if mask is not None and len(by_position) < len(names.context):
-        raise ArgumentError(
-            "batch",
-            expected="labels as the last item of a tuple",
-            got=f"{mask}, which look like a mask",
-            remedy=f"Pass a mask by its name, (inputs, {{{names.context[0]!r}: mask}}); labels as "
-            "numbers.",
-        )
     context = names.by_name(by_position)
     for value in others:
         if isinstance(value, Mapping):
             context |= _present(value)
     named_labels = _take_labels(context)
     if labels is None:
-        labels = named_labels
-    return Batch(inputs, context, labels)
+        return Batch(inputs, context, named_labels)
+    more = [name for name in names.context[len(by_position) :] if name not in context]
+    in_place_of = next(iter(more), None)
+    if in_place_of and isinstance(labels, Tensor) and labels.dtype is torch.bool:
+        raise not_labels("booleans", in_place_of)
+    return Batch(inputs, context, labels, in_place_of)
 
 
-def _noun_of_mask(labels: object, inputs: object, label_dims: int | None) -> str | None:
-    """Return what labels that look like a mask are; None if they do not."""
-    if isinstance(labels, Tensor) and labels.dtype is torch.bool:
-        return "booleans"
-    if label_dims is None or not isinstance(inputs, Tensor | list | np.ndarray):
-        return None
-    values = torch.as_tensor(labels)
-    positions = torch.as_tensor(inputs).shape[: values.dim()]
-    if values.dim() <= label_dims or values.shape != positions or values.shape[-1] < 2:
-        return None
-    is_mask = bool(((values == 0) | (values == 1)).all())
-    return "0 and 1 for each position" if is_mask else None
+def not_labels(noun: str, name: str) -> ArgumentError:
+    """Return the error about a mask that is the last item of a tuple.
+
+    Args:
+        noun: What it is.
+        name: The context that it should be.
+    """
+    return ArgumentError(
+        "batch",
+        expected="labels as the last item of a tuple",
+        got=f"{noun}, which look like a mask",
+        remedy=f"Pass a mask by its name, (inputs, {{{name!r}: mask}}); labels as numbers, or by "
+        "theirs, (inputs, {'labels': labels}).",
+    )
 
 
 def _read_mapping(batch: Context, main_input: str) -> Batch:

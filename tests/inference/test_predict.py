@@ -250,16 +250,24 @@ ROWS_WITH_A_MASK: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
+def stream(model: Any, rows: Any) -> Any:
+    with ponder.StreamEngine(model) as engine:
+        return dict(engine.run(rows))
+
+
 @pytest.mark.parametrize("form", ROWS_WITH_A_MASK)
-def test_a_mask_in_the_place_of_labels_is_refused(form: str) -> None:
-    model, x, mask, labels = masked("classification")
-    rows = ROWS_WITH_A_MASK[form](x, mask)
-    for call in (model.record, lambda rows: ponder.predict(model, rows)):
-        with pytest.raises(ponder.errors.ArgumentError, match="look like a mask"):
-            call(rows)
-    assert ponder.predict(model, list(zip(x, labels, strict=True))).outputs.isfinite().all()
-    if form != "booleans":  # labels of several classes have that shape
-        assert len(ponder.predict(masked("multilabel")[0], rows).outputs) == 6
+@pytest.mark.parametrize("task", ["classification", "regression", "token_classification", None])
+def test_a_mask_in_the_place_of_labels_is_refused(form: str, task: str | None) -> None:
+    model, x, mask, labels = masked(task)
+    for shown in (mask, 1 - mask):  # 1 at real positions, or at padding
+        rows = ROWS_WITH_A_MASK[form](x, shown)
+        for call in (type(model).record, ponder.predict, stream):
+            with pytest.raises(ponder.errors.ArgumentError, match="look like a mask"):
+                call(model, rows)
+    tags = torch.tensor([[0, 1, 0, 0, 0], *mask[1:].tolist()]).long()
+    for taken in (labels, torch.ones_like(tags), *([] if task == "classification" else [tags])):
+        rows = list(zip(x, taken, strict=True))
+        torch.testing.assert_close(ponder.predict(model, rows).outputs, model(x).outputs)
 
 
 def test_record_and_predict_take_context_as_a_call_does() -> None:
