@@ -33,6 +33,7 @@ NAMES = {
     "static": "cut and fine-tuned",
     "minilm": "MiniLM",
     "mpnet": "MPNet",
+    "e5": "E5",
     "shared": "one shared layer",
 }
 
