@@ -6,8 +6,6 @@ certificate about the rows of a batch with one about rows like them.
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,57 +13,21 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from sklearn.linear_model import LogisticRegression
 
-import ponder
 from benchmarks.command_line import run_app
 from benchmarks.environment import environment
 from benchmarks.files import write_json
-from benchmarks.live import rivals, streams
+from benchmarks.live import streams
 from benchmarks.live.batches import batches
+from benchmarks.live.cheap import CHEAP, FittedLinear
 from benchmarks.live.kills import trial
+from benchmarks.live.measuring import Trial
 from benchmarks.live.overhead import overhead
 from benchmarks.live.redraws import SETTINGS, redrawn
-from benchmarks.live.rivals import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-LEVELS, ROWS, TAUGHT, CERTIFY = (0.02, 0.05), 12_000, (600, 1200, 2400), (750, 1500)
-
-
-class _Linear:
-    """Logistic regression on embeddings; rows are numbers of texts."""
-
-    name = "logistic regression on MiniLM embeddings"
-
-    def __init__(self, corpus: streams.Corpus, rows: Sequence[int], names: Sequence[str]) -> None:
-        self._embeddings = corpus.embeddings
-        model = LogisticRegression(C=20, max_iter=60, tol=1e-3)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many classes, and of few steps
-            self._model = model.fit(self._embeddings[list(rows)], list(names))
-        self.classes = tuple(self._model.classes_)
-
-    def predict_proba(self, rows: Sequence[int]) -> Any:
-        """Return probabilities, `(rows, classes)`."""
-        return self._model.predict_proba(self._embeddings[list(rows)])
-
-
-class _Words:
-    """A `Student`; rows are numbers of texts."""
-
-    name = "Student"
-
-    def __init__(self, corpus: streams.Corpus, rows: Sequence[int], names: Sequence[str]) -> None:
-        self._texts = corpus.texts
-        self._student = ponder.cascade.Student.fit([self._texts[row] for row in rows], names)
-        self.classes = self._student.classes
-
-    def predict_proba(self, rows: Sequence[int]) -> Any:
-        """Return probabilities, `(rows, classes)`."""
-        return self._student.predict_proba([self._texts[row] for row in rows])
-
-
-CHEAP: Mapping[str, Any] = {"linear": _Linear, "student": _Words}
+ROWS = 12_000
+_CACHE = Path("models/live")
 
 
 @app.command("run")
@@ -75,24 +37,44 @@ def run_command(
     seed: Annotated[list[int], typer.Option(min=0, help="Seeds of the orders and draws.")],
     setting: Annotated[list[str], typer.Option(help="Settings; all by default.")] = [],  # noqa: B006
     cheap: Annotated[str, typer.Option(help="linear or student.")] = "linear",
-    cache: Annotated[Path, typer.Option(help="Folder of embeddings.")] = Path("models/live"),
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folders TASK-… of fine-tuned models, the reference for the gold labels."
+        ),
+    ] = [],  # noqa: B006
+    batch: Annotated[bool, typer.Option(help="Answer the rows as a batch.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of embeddings and answers.")] = _CACHE,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/live"),
 ) -> None:
     """Measure settings; each stream is written as soon as it is done, and left out if it is there."""
-    for each in seed:
-        for chosen in setting or streams.SETTINGS:
-            for task in streams.SETTINGS[chosen]:
-                name = f"{task}-{chosen.replace(' ', '-')}-{cheap}-s{each}.json"
-                if (out / name).exists():
-                    continue
-                corpus = streams.read(task, text_dir, glue_dir, cache)
-                order = streams.order_of(corpus, chosen, ROWS, each)
-                rows = list(_measured(corpus, order, each, CHEAP[cheap]))
-                facts = {"task": task, "setting": chosen, "seed": each, "rows": len(order)}
-                facts |= {"cheap": CHEAP[cheap].name, "reference": "gold"}
-                write_json(out / name, {**facts, "ways": rows, "environment": _environment()})
-                for row in rows:
-                    typer.echo(f"{chosen}, {task}: {row}")
+    kind, teach = CHEAP[cheap]
+    models = {folder.name.split("-minilm-")[0]: folder for folder in model}
+    for task, chosen, each in _jobs(setting or list(streams.SETTINGS), seed):
+        parts = [task, chosen.replace(" ", "-"), cheap]
+        parts += ["model"] * bool(model) + ["batch"] * batch + [f"s{each}.json"]
+        file = out / "-".join(parts)
+        if file.exists():
+            continue
+        corpus = streams.read(task, text_dir, glue_dir, cache)
+        facts = {"task": task, "setting": chosen, "seed": each, "rows": ROWS}
+        facts |= {"cheap": kind, "reference": "gold labels", "batch": batch}
+        if model:
+            corpus = streams.with_model(corpus, task, models[task], cache)
+            facts["reference"] = models[task].name
+            facts["agreement_with_gold"] = round(corpus.agreement, 5)
+        stream = Trial(corpus, chosen, teach, ROWS, each)
+        ways = list(stream.batch_ways() if batch else stream.stream_ways())
+        write_json(file, {**facts, "ways": ways, "environment": _environment()})
+        typer.echo(f"{file.name}: {_first_ways(ways)}")
+
+
+def _jobs(settings: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+    """Yield task, setting and seed of each stream, one seed after the other."""
+    for seed in seeds:
+        for setting in settings:
+            for task in streams.SETTINGS[setting]:
+                yield task, setting, seed
 
 
 @app.command("batches")
@@ -109,7 +91,7 @@ def batches_command(
     """Measure what `certify --finite` saves on a batch, of which some rows are drawn and asked."""
     corpus = streams.read(task, text_dir, glue_dir, cache)
     order = streams.order_of(corpus, "no drift", ROWS, 0)
-    model = _Linear(corpus, order[:1200].tolist(), corpus.labels[order[:1200]].tolist())
+    model = FittedLinear(corpus, order[:1200].tolist(), corpus.labels[order[:1200]].tolist())
     batch = order[1200:]
     shares = model.predict_proba(batch.tolist())
     answers = np.array(model.classes)[shares.argmax(1)]
@@ -140,58 +122,10 @@ def _environment() -> dict[str, Any]:
     return dict(environment(torch.device("cpu")))
 
 
-def _measured(
-    corpus: streams.Corpus, order: Any, seed: int, cheap: Any
-) -> Iterator[dict[str, Any]]:
-    """Yield a row of the results for each level and way."""
-    labels = corpus.labels[order]
-    views = dict[int, tuple[Any, Any]]()
-    for taught in TAUGHT:
-        model = cheap(corpus, order[:taught].tolist(), labels[:taught].tolist())
-        shares = model.predict_proba(order.tolist())
-        views[taught] = shares.max(axis=1), np.array(model.classes)[shares.argmax(axis=1)] != labels
-    for level in LEVELS:
-        for finite in (False, True):
-            start = time.perf_counter()
-            name = "Live, finite" if finite else "Live"
-            found = _live(corpus, order, level, finite, cheap)
-            yield _row(level, name, found) | {"seconds": round(time.perf_counter() - start, 1)}
-        for taught, view in views.items():
-            yield from _rivals(level, taught, *view, seed)
-
-
-def _rivals(level: float, taught: int, sure: Any, differs: Any, seed: int) -> Iterator[Any]:
-    """Yield a row for each rival whose cheap model was taught by the first rows."""
-    for certify in CERTIFY:
-        found = rivals.fixed(sure, differs, level, taught, certify)
-        yield _row(level, f"fixed {taught}/{certify}", found)
-        found = rivals.pac_labels(sure, differs, level, taught, certify, seed)
-        yield _row(level, f"PAC labels {taught}/{certify}", found)
-    yield _row(level, f"BARGAIN {taught}", rivals.bargain(sure, differs, level, taught, seed))
-    for audit in (0.1, 0.3):
-        found = rivals.bpac(sure, differs, level, taught, audit, seed)
-        yield _row(level, f"B-PAC {taught}/{audit:g}", found)
-
-
-def _row(level: float, way: str, found: Result) -> dict[str, Any]:
-    numbers = {name: round(value, 5) for name, value in vars(found).items()}
-    return {"level": level, "way": way, **numbers}
-
-
-def _live(corpus: streams.Corpus, order: Any, level: float, finite: bool, cheap: Any) -> Result:
-    """Answer the stream by `ponder.Live`."""
-
-    def ask(rows: Sequence[int]) -> list[str]:
-        return [str(corpus.labels[row]) for row in rows]
-
-    def teach(rows: Sequence[int], names: Sequence[str]) -> Any:
-        return cheap(corpus, rows, names)
-
-    live = ponder.Live(ask, level, teach=teach)
-    found = live.answer([int(row) for row in order], finite=finite)
-    wrong = np.array(found.labels) != corpus.labels[order]
-    asked = np.array([source == "reference" for source in found.source])
-    return Result.of(asked, wrong)
+def _first_ways(ways: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `Live` asked, and how many answers differ."""
+    found = [way for way in ways if way["way"] == "Live"]
+    return ", ".join(f"{way['level']}: {way['asked']:.3f} ({way['wrong']:.4f})" for way in found)
 
 
 @app.command("kills")

@@ -1,11 +1,14 @@
-"""Streams of texts with gold labels as the reference: without drift, and with drifts of five kinds."""
+"""Texts with the reference's answers, and the orders in which they come: without drift, and with drifts of six kinds.
+
+The reference is the gold labels, or a fine-tuned model, which answers all texts once.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,11 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.backbones import resolve
+from ponder.integrations.transformers.reading import read_stage
 
-__all__ = ["SETTINGS", "Corpus", "order_of", "read"]
+__all__ = ["ADVERSARY", "SETTINGS", "Corpus", "order_of", "read", "with_model"]
+
+ADVERSARY = "an adversary"
 
 SETTINGS: Mapping[str, Sequence[str]] = {
     "no drift": ("banking77", "clinc150"),
@@ -24,22 +30,39 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "sorted by class": ("banking77", "clinc150"),
     "out of scope rising": ("clinc150",),
     "phrases then sentences": ("sst-2",),
+    ADVERSARY: ("banking77", "clinc150"),
 }
-"""The settings, and the tasks in which each is possible."""
+"""The settings, and the tasks in which each is possible. An adversary orders its texts as it goes (`adversary.py`)."""
 _OUT = "oos"
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Texts with labels and their embeddings by MiniLM, `(texts, 384)`, of length 1."""
+    """Texts of a task.
+
+    Args:
+        texts: The texts.
+        labels: Their gold labels, `(texts,)`, by which some orders sort.
+        embeddings: Their embeddings by MiniLM, `(texts, 384)`, of length 1.
+        answers: The reference's answers, `(texts,)`.
+    """
 
     texts: Sequence[str]
     labels: NDArray[Any]
     embeddings: NDArray[np.float32]
+    answers: NDArray[Any]
+
+    @property
+    def agreement(self) -> float:
+        """The share of the texts on which the reference gives the gold label."""
+        return float((self.answers == self.labels).mean())
 
 
 def read(task: str, text_dir: Path, glue_dir: Path, cache: Path) -> Corpus:
-    """Read a task, and embed its texts once; the cache is a file for each task."""
+    """Read a task with gold labels as its reference, and embed its texts once.
+
+    The cache is a file for each task.
+    """
     file = cache / f"{task}.npz"
     if not file.exists():
         texts, labels = _READERS[task](text_dir, glue_dir)
@@ -47,7 +70,26 @@ def read(task: str, text_dir: Path, glue_dir: Path, cache: Path) -> Corpus:
         rows = np.array(texts, dtype=object)
         np.savez(file, texts=rows, labels=np.array(labels), emb=_embedded(texts))
     found = np.load(file, allow_pickle=True)
-    return Corpus(found["texts"].tolist(), found["labels"], found["emb"])
+    return Corpus(found["texts"].tolist(), found["labels"], found["emb"], found["labels"])
+
+
+def with_model(corpus: Corpus, task: str, folder: Path, cache: Path) -> Corpus:
+    """Return a corpus whose reference is a fine-tuned model; its answers are a file of the cache.
+
+    Args:
+        corpus: The texts.
+        task: The task.
+        folder: The model, whose classes are numbered as `benchmarks.text` numbers them.
+        cache: The folder of the cache.
+    """
+    file = cache / f"{task}-{folder.name}.npz"
+    if not file.exists():
+        names = np.unique(corpus.labels[corpus.labels != _OUT]).tolist()
+        if _OUT in corpus.labels:
+            names.append(_OUT)
+        outputs = read_stage(folder).predict(corpus.texts, batch_size=64).outputs
+        np.savez(file, answers=np.array(names)[outputs.argmax(1).numpy()])
+    return replace(corpus, answers=np.load(file)["answers"])
 
 
 def order_of(corpus: Corpus, setting: str, rows: int, seed: int) -> NDArray[np.intp]:

@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -182,8 +182,9 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain JSON."""
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
         costs = {name: _finite(getattr(self, name)) for name in _COSTS}
-        return {**asdict(self), **costs}
+        return {**state, **costs}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:

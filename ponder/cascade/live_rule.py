@@ -242,7 +242,7 @@ class AuditRule:
             # Rows that taught were asked, so doubtful ones are among them more often than in the
             # stream: the weights 1/π make up for it.
             weights = np.array([1.0 / one.probability for one in self._without])
-            every = np.array([_logit(one.doubt) for one in self._without])
+            every = _logits([one.doubt for one in self._without])
             order = every.argsort()
             shares = (weights[order].cumsum() - weights[order] / 2) / weights.sum()
             doubts = np.interp((np.arange(_SAMPLE) + 0.5) / _SAMPLE, shares, every[order])
@@ -289,12 +289,17 @@ def _logit(share: float) -> float:
     return math.log(share / (1.0 - share))
 
 
+def _logits(shares: Sequence[float]) -> Floats:
+    clipped = np.clip(np.asarray(shares), 1e-6, 1.0 - 1e-6)
+    return np.asarray(np.log(clipped / (1.0 - clipped)))
+
+
 def _logistic(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """Return offset and slope of a logistic regression of disagreement on the logit of the doubt.
 
     Rows count by 1/π; a prior says that doubts are read as they stand.
     """
-    doubts = np.array([_logit(one.doubt) for one in outcomes])
+    doubts = _logits([one.doubt for one in outcomes])
     differs = np.array([float(one.differs) for one in outcomes])
     weights = np.array([1.0 / one.probability for one in outcomes])
     design = np.stack([np.ones(len(doubts)), doubts], axis=1)
