@@ -149,9 +149,9 @@ def overhead_command(
     ),
 ) -> None:
     """Measure what `Live` adds to 20,000 calls of 50 ms, 16 at once."""
-    seconds = overhead(folder / "overhead.db", 20_000, 0.05, 16)
-    found = {"milliseconds": round(1000 * seconds, 3), "texts": 20_000, "call": 0.05}
-    write_json(out, {**found, "concurrency": 16, "environment": _environment()})
+    found = overhead(folder / "overhead.db", 20_000, 0.05, 16)
+    facts = {"texts": 20_000, "seconds_of_a_call": 0.05, "concurrency": 16}
+    write_json(out, {"milliseconds": vars(found), **facts, "environment": _environment()})
     typer.echo(str(found))
 
 
