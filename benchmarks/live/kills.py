@@ -30,7 +30,9 @@ from ponder.cascade.live_store import Account
 
 __all__ = ["Faults", "trial"]
 
-LEVEL, CONCURRENCY, SECONDS = 0.1, 4, 0.002
+LEVEL = 0.1
+CONCURRENCY = 4
+SECONDS = 0.002
 
 
 @dataclass
@@ -81,7 +83,9 @@ def trial(folder: Path, kills: int, processes: int, rows: int, seed: int) -> Ite
 
     A file is finished before the next one is begun.
     """
-    draw, faults, file = random.Random(seed), Faults(), 0
+    draw = random.Random(seed)
+    faults = Faults()
+    file = 0
     while faults.kills < kills:
         file += 1
         _one_file(folder / f"{file}.db", kills, processes, rows, draw, faults)
@@ -91,7 +95,8 @@ def trial(folder: Path, kills: int, processes: int, rows: int, seed: int) -> Ite
 def _one_file(
     path: Path, kills: int, processes: int, rows: int, draw: random.Random, faults: Faults
 ) -> None:
-    log, killed = path.with_suffix(".log"), set[int]()
+    log = path.with_suffix(".log")
+    killed = set[int]()
     running = [_start(path, rows) for _ in range(processes)]
     while running:
         _wait_for_calls(log, running, draw.randrange(1, 40))
@@ -137,7 +142,7 @@ def work(path: Path, rows: int) -> None:
         os.write(log, f"begin {os.getpid()} {row}\n".encode())
         time.sleep(SECONDS)
         os.write(log, f"end {os.getpid()} {row}\n".encode())
-        return ["odd" if row % 2 else "even"]
+        return [_label_of(row)]
 
     asking = Asking(concurrency=CONCURRENCY)
     with _Watched(ask, LEVEL, path=path, cheap=_Cheap(), asking=asking) as live:
@@ -163,7 +168,8 @@ def _understates(path: Path) -> bool:
         data.close()
     if found is None:
         return bool(rows)
-    kept, replayed = Account.from_json(found[0]).ledger, Ledger()
+    kept = Account.from_json(found[0]).ledger
+    replayed = Ledger()
     for probability, audited, differs in rows:
         replayed.answer(probability, audited=bool(audited))
         if audited and differs is not None:
@@ -177,13 +183,18 @@ def _lost(path: Path, rows: int) -> int:
     """Return how many rows have no answer, or one that is neither the cheap model's nor the reference's."""
     data = sqlite3.connect(path)
     query = "SELECT rows.id, cheap, audited, label FROM rows LEFT JOIN answers ON rows.key = answers.key"
-    good = {
-        int(name)
-        for name, cheap, audited, label in data.execute(query)
-        if (label == ('"odd"' if int(name) % 2 else '"even"') if audited else cheap is not None)
-    }
+    answered = 0
+    for name, cheap, audited, label in data.execute(query):
+        if audited:
+            answered += label == f'"{_label_of(int(name))}"'
+        else:
+            answered += cheap is not None
     data.close()
-    return rows - len(good)
+    return rows - answered
+
+
+def _label_of(row: int) -> str:
+    return "odd" if row % 2 else "even"
 
 
 def _count_calls(log: Path, killed: set[int], faults: Faults) -> None:

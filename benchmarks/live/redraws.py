@@ -52,7 +52,9 @@ SETTINGS: Mapping[str, Differs] = {
 def redrawn(setting: str, streams: int, rows: int) -> dict[str, Any]:
     """Return in how many streams the bound and the promise were broken at any time."""
     ledgers = promises = 0
-    asked, wrong, bounds = list[float](), list[float](), list[float]()
+    asked = list[float]()
+    wrong = list[float]()
+    bounds = list[float]()
     for seed in range(streams):
         found = _stream(SETTINGS[setting], rows, np.random.default_rng(seed))
         ledgers += found.ledger_broken
@@ -79,28 +81,35 @@ class _Stream:
 
 def _stream(differs: Differs, rows: int, draw: np.random.Generator) -> _Stream:
     """Answer a stream as `Live` does: the rule chooses, the gate keeps the bound within the level."""
-    rule, ledger, found = AuditRule(), Ledger(), _Stream()
-    doubts = draw.beta(0.3, 3.0, rows)
-    for row, (doubt, coin, chance) in enumerate(
-        zip(doubts.tolist(), draw.random(rows).tolist(), draw.random(rows).tolist(), strict=True)
-    ):
-        standing = Standing(LEVEL, row, rows - row, row, ledger)
-        probability = rule.audit_probability(doubt, standing)
+    rule = AuditRule()
+    ledger = Ledger()
+    found = _Stream()
+    doubts = draw.beta(0.3, 3.0, rows).tolist()
+    coins = draw.random(rows).tolist()
+    chances = draw.random(rows).tolist()
+    for row in range(rows):
         within = LEVEL * (row + 1)
-        if probability < 1.0 and ledger.bound + 1 > within:
-            probability = probability if ledger.bound_after(probability) <= within else 1.0
-        moment = _Moment(row / rows, row * 20 // rows, doubt, probability, chance)
+        standing = Standing(LEVEL, row, rows - row, row, ledger)
+        probability = _gated(rule.audit_probability(doubts[row], standing), ledger, within)
+        moment = _Moment(row / rows, row * 20 // rows, doubts[row], probability, chances[row])
         wrong = differs(moment)
-        audited = coin < probability
+        audited = coins[row] < probability
         if probability < 1.0:
             ledger.answer(probability, audited=audited)
             if audited:
                 ledger.settle(probability, differs=wrong)
         if audited:
-            rule.learn(Outcome(doubt, wrong, probability))
+            rule.learn(Outcome(doubts[row], wrong, probability))
         found.asked += audited
         found.missed += wrong and not audited
         found.ledger_broken |= found.missed > ledger.bound
         found.promise_broken |= found.missed > within
     found.bound = ledger.bound
     return found
+
+
+def _gated(probability: float, ledger: Ledger, within: float) -> float:
+    """Return an audit probability, or 1 if the bound could then pass what the level allows."""
+    if probability < 1.0 and ledger.bound_after(probability) > within:
+        return 1.0
+    return probability

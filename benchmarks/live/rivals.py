@@ -27,7 +27,9 @@ from ponder.calibration.bounds import upper_bound
 __all__ = ["Result", "bargain", "bpac", "fixed", "pac_labels"]
 
 Array = NDArray[np.float64]
-_DELTA, _THRESHOLDS, _PATIENCE = 0.05, 40, 50
+_DELTA = 0.05
+_THRESHOLDS = 40
+_PATIENCE = 50
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def bargain(
 
 def _accepted(right: NDArray[np.bool_], target: float) -> int:
     """Return the draws after which a test accepts that the mean is above a target; negative if it gives up."""
-    wealth, total, squares = 0.0, 0.5, 0.25
+    wealth = 0.0
+    total = 0.5
+    squares = 0.25
     for count, each in enumerate(right.tolist(), start=1):
         deviation = math.sqrt(squares / count)
         if target <= 0.0:
@@ -126,7 +130,8 @@ def bpac(
     draw = np.random.default_rng(seed)
     thresholds = _thresholds(sure[taught : taught + 500])
     wealth = np.zeros(len(thresholds))
-    gains, squares = np.zeros(len(thresholds)), np.ones(len(thresholds))
+    gains = np.zeros(len(thresholds))
+    squares = np.ones(len(thresholds))
     most = 0.9 / max(level, (1.0 - audit) / audit - level)
     asked = np.ones(len(sure), dtype=bool)
     chosen = math.inf
