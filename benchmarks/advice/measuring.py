@@ -174,7 +174,7 @@ def _joined(rows: Dataset, names: Sequence[str], backbone: str) -> tuple[list[st
     return texts, [names[label] for label in rows["label"]]
 
 
-def _on_test(way: Way, full: Sequence[str], texts: Texts) -> dict[str, Any]:
+def _on_test(way: Way, full: Sequence[str | None], texts: Texts) -> dict[str, Any]:
     """Return disagreement and accuracy of a way on the test texts."""
     own = way.model.predict(texts.test).labels
     other = _different(own, full)
@@ -187,7 +187,7 @@ def _on_test(way: Way, full: Sequence[str], texts: Texts) -> dict[str, Any]:
     }
 
 
-def _different(some: Sequence[str], others: Sequence[str]) -> float:
+def _different(some: Sequence[str | None], others: Sequence[str | None]) -> float:
     """Return the share of places at which two lists of labels differ; 0 if they are empty."""
     return float(np.mean([a != b for a, b in zip(some, others, strict=True)] or [False]))
 

@@ -14,25 +14,32 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 
 from ponder._utils.rounding import rounded_up
-from ponder.advice.material import Material, Progress
+from ponder._utils.rows import Text
+from ponder.advice.material import Material
 from ponder.advice.race import Race, Settings
 from ponder.advice.timing import padded_positions
-from ponder.advice.ways import Way
+from ponder.advice.ways import SavableModel, Way
 from ponder.calibration.bounds import rows_needed, upper_bound
 from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise
+from ponder.integrations.transformers.exits import Progress
 
 __all__ = ["Advice", "advise"]
 
-_CERTIFY = 0.4  # the share of the texts that certifies
-_BUSY = 1.3  # slowest round ÷ median round of the model as it is, above which load is reported
+_CERTIFY = 0.4
+"""The share of the texts that certifies."""
+_BUSY = 1.3
+"""Slowest round ÷ median round of the model as it is, above which load is reported."""
 _LEVELS = (0.005, 0.01, 0.02, 0.05)
-_DEEP = 12  # layers of a model on which exits save much
+_DEEP = 12
+"""Layers of a model on which exits save much."""
+_WASTEFUL = 1.2
+"""Padding in the order of the file ÷ padding by length, above which length buckets are advised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +73,12 @@ class Advice:
     moves: tuple[tuple[float, float], ...] = field(repr=False, default=())
     statement: str | None = None
     confidence: float = CONFIDENCE
-    taught: tuple[Any, ...] = field(repr=False, default=())
+    taught: tuple[Text, ...] = field(repr=False, default=())
 
     @property
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[dict[str, object]]:
         """The ways as rows of plain values."""
-        rows = []
+        rows: list[dict[str, object]] = []
         for way in self.ways:
             row = {name: value for name, value in vars(way).items() if name != "model"}
             rows.append({**row, "wins": way is self.winner})
@@ -79,14 +86,15 @@ class Advice:
 
     def save(self, folder: str | Path) -> Path:
         """Write the winner as a folder for `ponder predict`, `serve`, `check` and `export`."""
-        self.winner.model.save(Path(folder))
-        return Path(folder)
+        path = Path(folder)
+        cast(SavableModel, self.winner.model).save(path)  # the blind mix never wins
+        return path
 
 
 def advise(
     model: str | Path,
-    texts: Sequence[Any],
-    labels: Sequence[Any] | None = None,
+    texts: Sequence[Text],
+    labels: Sequence[object] | None = None,
     *,
     disagreement: float = LEVEL,
     confidence: float = CONFIDENCE,
@@ -147,7 +155,7 @@ def _advice_of(race: Race) -> Advice:
     name = "exits"
     if winner.name.endswith(("exits", "cascade")):
         name = winner.name
-    sizes = [len(race.recorded.ids) // part for part in (4, 2, 1)]
+    sizes = [len(race.recorded.ids) // divisor for divisor in (4, 2, 1)]
     curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
     levels = sorted({*_LEVELS, level})
     statement: str | None = None
@@ -308,9 +316,9 @@ def _remarks_on_time(race: Race) -> list[str]:
     """Return observations on padding, cut texts and other load."""
     remarks: list[str] = []
     lengths = race.material.lengths
-    order = np.random.default_rng(0).permutation(lengths)
-    padding = padded_positions(order) / padded_positions(np.sort(lengths))
-    if padding > 1.2:
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    padding = padded_positions(shuffled) / padded_positions(np.sort(lengths))
+    if padding > _WASTEFUL:
         remarks.append(
             f"Length buckets: batches of similar length, as timed here, pad ×{padding:.1f} less "
             "than others."

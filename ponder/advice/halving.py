@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ponder.advice.material import Material, Progress
+from ponder.advice.material import Material
+from ponder.integrations.transformers.exits import Progress
 
 __all__ = ["teach_half"]
 
@@ -24,45 +25,54 @@ def teach_half(material: Material, progress: Progress) -> PreTrainedModel | None
     Returns:
         The encoder; None if the model has no list of layers, or a single layer.
     """
-    encoder: Any = copy.deepcopy(material.model.encoder)
-    count = encoder.config.num_hidden_layers
+    encoder = copy.deepcopy(material.model.encoder)
+    count: int = encoder.config.num_hidden_layers
     layers = _layers(encoder, count)
     if layers is None or count < 2:
         return None
     del layers[count // 2 :]
     encoder.config.num_hidden_layers = count // 2
-    answers = torch.as_tensor(material.taught.outputs[:, -1])
-    _teach(encoder, material, answers, progress)
-    half: PreTrainedModel = encoder
-    return half
+    _teach(encoder, material, progress)
+    return encoder
 
 
 def _layers(encoder: nn.Module, count: int) -> nn.ModuleList | None:
+    """Return the list of layers, the first of the right length."""
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     return None
 
 
-def _teach(encoder: Any, material: Material, answers: Tensor, progress: Progress) -> None:
+def _teach(encoder: PreTrainedModel, material: Material, progress: Progress) -> None:
     """Minimise the KL divergence from the answers of the whole, by three passes of AdamW."""
     whole = material.model
+    task = whole.ponder.task
+    tokenizer = whole.tokenizer
+    assert task is not None
+    assert tokenizer is not None  # it is a classifier of texts
+    answers = torch.as_tensor(material.taught.outputs[:, -1])
     batches = _batches(len(material.teaching_rows))
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1.0 - done / len(batches))
+
+    def falling(done: int) -> float:
+        """Return the share of the learning rate after some batches, which falls to 0."""
+        return 1.0 - done / len(batches)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, falling)
     encoder.requires_grad_(True).train()
     for number, places in enumerate(batches, 1):
-        rows = [material.teaching_rows[n] for n in places.tolist()]
-        batch = whole.tokenizer.pad(rows, return_tensors="pt")
+        rows: Any = [material.teaching_rows[place] for place in places.tolist()]
+        batch = tokenizer.pad(rows, return_tensors="pt")
         inputs = {name: batch[name] for name in batch if name in whole.adapter.inputs}
         logits = encoder(**inputs).logits
-        losses = whole.ponder.task.distillation_losses(logits, answers[places], 1.0, None)
+        losses = task.distillation_losses(logits, answers[places], 1.0, None)
         losses.mean().backward()
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
         progress("half the layers", number, len(batches))
-    encoder.eval()
+    encoder.train(False)
 
 
 def _batches(rows: int) -> Sequence[Tensor]:

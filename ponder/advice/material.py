@@ -6,25 +6,22 @@ over all texts, and every way is chosen and certified on these recorded answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ponder._utils.rows import class_numbers
+from ponder._utils.rows import Ints, Text, class_numbers
 from ponder.advice.promises import Recorded
 from ponder.cascade.stages import classes_of
-from ponder.integrations.transformers.exits import teach_heads
+from ponder.integrations.transformers import PonderForSequenceClassification
+from ponder.integrations.transformers.exits import Progress, teach_heads
 from ponder.integrations.transformers.reading import read_fine_tuned
-from ponder.integrations.transformers.texts import max_positions, tokenize
+from ponder.integrations.transformers.texts import Encoding, max_positions, tokenize
 from ponder.trajectory import Trajectory
 
 __all__ = ["Material", "Progress"]
-
-Progress = Callable[[str, int, int], object]
-"""Called with a phase, the number of its parts that are done, and the number of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,28 +46,28 @@ class Material:
         labels: Right classes of the certifying texts, `(certifying,)`; None without labels.
     """
 
-    model: Any
+    model: PonderForSequenceClassification
     classes: Sequence[str]
     distinct: int
     truncated: int
-    teaching: list[Any]
-    teaching_rows: list[Any]
+    teaching: list[Text]
+    teaching_rows: list[Encoding]
     taught: Trajectory
-    taught_texts: list[Any]
-    others: list[Any]
+    taught_texts: list[Text]
+    others: list[Text]
     recorded: Recorded
-    certifying: list[Any]
-    lengths: NDArray[np.int64]
-    certifying_lengths: NDArray[np.int64]
-    answers: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
+    certifying: list[Text]
+    lengths: Ints
+    certifying_lengths: Ints
+    answers: Ints
+    labels: Ints | None
 
     @classmethod
     def prepare(
         cls,
         source: str,
-        texts: Sequence[Any],
-        labels: Sequence[Any] | None,
+        texts: Sequence[Text],
+        labels: Sequence[object] | None,
         *,
         seed: int,
         progress: Progress,
@@ -87,7 +84,7 @@ class Material:
         model = read_fine_tuned(source)
         classes = classes_of(model) or ()
         encoded = tokenize(model.tokenizer, texts, max_positions(model.encoder))
-        right: NDArray[np.int64] | None = None
+        right: Ints | None = None
         if labels is not None:
             right = np.array(class_numbers(labels, classes))
         sides = teach_heads(model, encoded.rows, seed=seed, progress=progress)
@@ -101,7 +98,7 @@ class Material:
             weights=sides.certifying.weights,
         )
         certifying_rows = recorded.sides.certifying
-        certifying = others[certifying_rows]
+        certifying = others[certifying_rows]  # positions among all texts
         lengths = np.array([len(row["input_ids"]) for row in encoded.rows])
         if right is not None:
             right = right[certifying]

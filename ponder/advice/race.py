@@ -14,26 +14,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from ponder._utils.rows import one_line
+from ponder._utils.rows import Text, one_line
 from ponder.advice import timing
 from ponder.advice.halving import teach_half
-from ponder.advice.material import Material, Progress
+from ponder.advice.material import Material
 from ponder.advice.promises import COSTS, WAYS, Promise, promise
-from ponder.advice.ways import BlindMix, PlainModel, PolicyModel, Way
-from ponder.calibration.records import Ints
+from ponder.advice.ways import BlindMix, ModelWithExits, PlainModel, PolicyModel, Way, WayModel
+from ponder.calibration.records import Floats, Ints
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import stage_of
 from ponder.cascade.student import Embeddings, Student
 from ponder.deploy import int8
 from ponder.deploy.exporting import onnx
 from ponder.deploy.runtime import OnnxModel
+from ponder.integrations.transformers.exits import Progress
 from ponder.integrations.transformers.reading import PlainClassifier, read_classifier
 from ponder.policies import FixedStep, LastStep
 
@@ -41,9 +40,12 @@ __all__ = ["Race", "Settings"]
 
 _TORCH_WAYS = WAYS[:4]
 _INT8_WAYS = WAYS[4:]
-_RANGES = 200  # texts that fix the ranges of int8
-_BLOCK = 512  # texts of a call
-_SPARE = 0.9  # of a time limit, since a step that fits into it is timed again with the others
+_RANGES = 200
+"""Texts that fix the ranges of int8."""
+_BLOCK = 512
+"""Texts of a call."""
+_SPARE = 0.9
+"""The share of a time limit to use, since a step that fits is timed again with the others."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,22 @@ class Race:
         return tuple(rows)
 
     def _add(
-        self, name: str, model: Any, made: Promise, size: float, promised: float | None = None
+        self,
+        name: str,
+        model: WayModel,
+        made: Promise,
+        size: float,
+        promised: float | None = None,
     ) -> None:
-        """Add a way; by default it promises the level if that was certified."""
+        """Add a way.
+
+        Args:
+            name: Its name.
+            model: Its model.
+            made: Its policy, with the answers under it.
+            size: Megabytes of the deployed files.
+            promised: The promised level; by default that of the race, if it was certified.
+        """
         if promised is None:
             promised = math.nan
             if made.met:
@@ -195,9 +210,9 @@ class Race:
 
     def _teach_student(self) -> Student | None:
         """Teach a student the answers of the model; None if these are all the same, or of pairs."""
-        teaching = self.material.teaching
+        teaching = [text for text in self.material.teaching if isinstance(text, str)]
         answers = np.asarray(self.material.taught.outputs)[:, -1].argmax(axis=-1)
-        if len(set(answers.tolist())) < 2 or not isinstance(teaching[0], str):
+        if len(set(answers.tolist())) < 2 or not teaching:
             return None
         self.progress("student", 0, 1)
         classes = self.material.classes
@@ -213,10 +228,13 @@ class Race:
         return student
 
     def _promise(self, name: str) -> Promise:
+        """Certify a way at the level of the race."""
         settings = self.settings
         return promise(self.recorded, name, settings.level, settings.confidence_of_each)
 
-    def _add_ways(self, names: Sequence[str], model: Any, whole: Any, size: float) -> None:
+    def _add_ways(
+        self, names: Sequence[str], model: ModelWithExits, whole: PolicyModel, size: float
+    ) -> None:
         """Add ways of a model: with exits, whole behind the student, with exits behind it.
 
         Args:
@@ -227,12 +245,14 @@ class Race:
         """
         exits = whole
         for name in names:
-            behind = exits if name.endswith("exits") else whole
             if "cascade" not in name:
                 made = self._promise(name)
                 exits = PolicyModel(model, made.policy)
                 self._add(name, exits, made, size)
-            elif self.student is not None and (behind is whole or stage_of(behind).num_steps > 1):
+                continue
+            behind = exits if name.endswith("exits") else whole
+            has_exits = behind is not whole and stage_of(behind).num_steps > 1
+            if self.student is not None and (behind is whole or has_exits):
                 made = self._promise(name)
                 cascade = Cascade(
                     [self.student, behind],
@@ -251,22 +271,26 @@ class Race:
         share = min(1.0, self.settings.level / max(disagreement, 1e-9))
         mix = BlindMix(student, plain, share)
         drawn = mix.drawn(self.material.certifying)
-        made = Promise(LastStep(), False, np.where(drawn, of_student, answers), drawn * 1.0)
+        made = Promise(LastStep(), False, np.where(drawn, of_student, answers), drawn.astype(float))
         self._add("blind mix", mix, made, size + student.megabytes)
 
     def _int8(self) -> None:
         """Quantise the model, record its answers, and add its ways."""
         others = self.material.others
         sides = self.recorded.sides
+        settings = self.settings
         self.progress("int8", 0, len(others))
         exported = onnx(self.material.model, self.folder / "fp32")
-        settings = self.settings
+        answers = self.recorded.exits[sides.choosing, -1].argmax(axis=-1)
+        most_moved = int8.most_moved(
+            len(sides.certifying), settings.level, settings.confidence_of_each
+        )
         quantised = int8.choose(
             exported,
             self.material.teaching[:_RANGES],
-            [others[n] for n in sides.choosing],
-            self.recorded.exits[sides.choosing, -1].argmax(axis=-1),
-            int8.most_moved(len(sides.certifying), settings.level, settings.confidence_of_each),
+            [others[row] for row in sides.choosing],
+            answers,
+            most_moved,
             torch.get_num_threads(),
         )
         self._record_int8(quantised)
@@ -285,7 +309,7 @@ class Race:
             self.progress("int8", start + len(block), len(others))
         self.recorded = replace(self.recorded, int8=outputs)
 
-    def _step_within(self, seconds: float, model: Any, size: float) -> None:
+    def _step_within(self, seconds: float, model: ModelWithExits, size: float) -> None:
         """Add the deepest fixed step whose 95th percentile for single texts is within a time."""
         last = self.recorded.exits.shape[1]
         texts = self._sample()[: 4 * timing.ALONE]
@@ -308,7 +332,9 @@ class Race:
         if encoder is None:
             return
         folder = self.folder / "half"
-        PlainClassifier(encoder, self.material.model.tokenizer).save_pretrained(folder)
+        tokenizer = self.material.model.tokenizer
+        assert tokenizer is not None  # it is a classifier of texts
+        PlainClassifier(encoder, tokenizer).save_pretrained(folder)
         half = read_classifier(folder)
         outputs = PlainModel(half, LastStep()).predict(self.material.others).outputs.numpy()
         # It is certified as int8 is: a model in place of the whole, with one step.
@@ -318,16 +344,18 @@ class Race:
         model = PlainModel(half, made.policy)
         self._add("half the layers", model, made, _megabytes(half.encoder))
 
-    def _sample(self) -> list[Any]:
+    def _sample(self) -> list[Text]:
         """Return certifying texts to be timed.
 
         Their mean length, and their mean depths under all ways, are near those of all texts.
         """
         depths = [made.depth for made in self.promises.values()]
-        columns: NDArray[Any] = np.stack([self.material.certifying_lengths, *depths], axis=1)
+        columns: Floats = np.stack([self.material.certifying_lengths, *depths], axis=1)
         places = timing.sample(columns, self.settings.seed).tolist()
-        return [self.material.certifying[n] for n in places]
+        return [self.material.certifying[place] for place in places]
 
 
 def _megabytes(model: nn.Module) -> float:
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
+    """Return the size of the weights."""
+    sizes = [weight.numel() * weight.element_size() for weight in model.parameters()]
+    return sum(sizes) / 1e6

@@ -1,7 +1,7 @@
 """The ways to answer: `Way` is a row of the race's table, and its model answers texts.
 
-A model of a way has `predict`, and is written by `save`: a model or an export under a policy, the
-plain encoder, a `ponder.Cascade`, or the blind mix.
+The model of a way is a `PolicyModel` (a model with exits, or an export, under a policy), a
+`PlainModel` (the encoder without exits), a `ponder.Cascade`, or the `BlindMix`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,54 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.rows import content_ids
+from ponder._utils.rows import Text, content_ids
 from ponder._utils.seeds import uniform
+from ponder.calibration.records import Record
 from ponder.cascade.stages import classes_of
 from ponder.cascade.student import Student
 from ponder.deploy.runtime import OnnxModel
+from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.reading import PlainClassifier
 from ponder.policies import ExitPolicy
+from ponder.running.loop import Answers
 from ponder.running.source import stepped_part
 
-__all__ = ["BlindMix", "PlainModel", "PolicyModel", "Way"]
+__all__ = [
+    "BlindMix",
+    "ModelWithExits",
+    "PlainModel",
+    "PolicyModel",
+    "SavableModel",
+    "Way",
+    "WayModel",
+]
+
+
+class LabelledAnswers(Protocol):
+    """Answers with the names of their classes."""
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """Names of the predicted classes; None without an answer."""
+
+
+class WayModel(Protocol):
+    """The model of a way."""
+
+    def predict(self, texts: Sequence[Text], /) -> LabelledAnswers:
+        """Answer texts."""
+
+
+class SavableModel(WayModel, Protocol):
+    """The model of a way that can be recommended, which is written to a folder."""
+
+    def save(self, folder: Path, /) -> None:
+        """Write the model with its policy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +66,7 @@ class Way:
 
     Args:
         name: Its name.
-        model: The model: an object with `predict`.
+        model: The model, which answers texts by `predict`.
         disagreement: Share of the certifying texts whose answer is not that of the model as it is.
         promise: Upper limit of the disagreement that is promised; NaN without a promise.
         accuracy: Share of the certifying texts with the right answer; NaN without labels.
@@ -47,7 +79,7 @@ class Way:
     """
 
     name: str
-    model: Any
+    model: WayModel
     disagreement: float
     promise: float
     accuracy: float
@@ -58,11 +90,15 @@ class Way:
     speed_up: tuple[float, float, float] = (math.nan,) * 3
 
 
+ModelWithExits: TypeAlias = PonderForSequenceClassification | OnnxModel
+"""A classifier of texts whose rows exit early: a model in PyTorch, or an export."""
+
+
 @dataclass(frozen=True, eq=False)
 class PolicyModel:
     """A model with exits, or an export, under a policy."""
 
-    model: Any
+    model: ModelWithExits
     policy: ExitPolicy
 
     @property
@@ -75,13 +111,13 @@ class PolicyModel:
         """Number of steps of the model."""
         return int(stepped_part(self.model).num_steps)
 
-    def predict(self, texts: Sequence[Any], policy: ExitPolicy | None = None) -> Any:
+    def predict(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Answers:
         """Answer texts under the policy, or under another."""
         if policy is None:
             policy = self.policy
         return self.model.predict(texts, policy=policy)
 
-    def record(self, texts: Sequence[Any]) -> Any:
+    def record(self, texts: Sequence[Text]) -> Record:
         """Return the full-depth run over texts."""
         return self.model.record(texts)
 
@@ -95,11 +131,20 @@ class PolicyModel:
 
 
 class PlainModel(PolicyModel):
-    """The encoder by itself, as it runs without exits."""
+    """The encoder of a model in PyTorch, as it runs without exits."""
 
-    def predict(self, texts: Sequence[Any], policy: ExitPolicy | None = None) -> Any:
+    model: PonderForSequenceClassification
+
+    def predict(self, texts: Sequence[Text], policy: ExitPolicy | None = None) -> Answers:
         """Answer texts at full depth, without the cost of heads and policies."""
         return PlainClassifier.of(self.model).predict(texts)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Answers of a mix: the names of the classes alone."""
+
+    labels: list[str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +158,17 @@ class BlindMix:
     model: PlainModel
     share: float
 
-    def predict(self, texts: Sequence[Any]) -> Any:
+    def predict(self, texts: Sequence[Text]) -> LabelledAnswers:
         """Answer texts by the student or by the model."""
         drawn = self.drawn(texts)
-        for_student = [text for text, is_drawn in zip(texts, drawn, strict=True) if is_drawn]
-        for_model = [text for text, is_drawn in zip(texts, drawn, strict=True) if not is_drawn]
+        for_student = [str(texts[row]) for row in np.flatnonzero(drawn).tolist()]
+        for_model = [texts[row] for row in np.flatnonzero(~drawn).tolist()]
         numbers = self.student.predict_proba(for_student).argmax(axis=1)
         labels = np.empty(len(texts), dtype=object)
-        labels[drawn] = [self.student.classes[n] for n in numbers]
+        labels[drawn] = [self.student.classes[number] for number in numbers]
         labels[~drawn] = self.model.predict(for_model).labels
-        return SimpleNamespace(labels=labels.tolist())
+        return _Labels(labels.tolist())
 
-    def drawn(self, texts: Sequence[Any]) -> NDArray[np.bool_]:
+    def drawn(self, texts: Sequence[Text]) -> NDArray[np.bool_]:
         """Return which texts the student answers, `(texts,)` bool."""
         return np.asarray(uniform(1, content_ids(texts)) < self.share)

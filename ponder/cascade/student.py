@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ponder._utils.arrays import softmax
 from ponder._utils.checks import library
@@ -34,11 +35,13 @@ from ponder._utils.files import (
 )
 from ponder._utils.plain import from_plain
 from ponder._utils.rows import split
-from ponder.calibration.records import Floats
+from ponder.calibration.records import Floats, Ints
 from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]
 
+Strings: TypeAlias = NDArray[np.str_]
+"""Names, `(rows,)`."""
 _WORD = re.compile(r"\w\w+")
 _FILE = "student.json"
 _FORMAT = "ponder-student-1"
@@ -50,6 +53,44 @@ _STRENGTH = 20.0
 """Inverse strength of the regularisation."""
 _CACHE = 2**25
 """Bytes of the cache of grams inside words: some 100,000 words."""
+
+
+class _Encoding(Protocol):
+    """A text as tokens."""
+
+    ids: list[int]
+
+
+class _Tokenizer(Protocol):
+    """A tokenizer of the package `tokenizers`."""
+
+    def no_padding(self) -> None:
+        """Leave texts at their own lengths."""
+
+    def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> Sequence[_Encoding]:
+        """Tokenise texts."""
+
+
+class _Regression(Protocol):
+    """A logistic regression of scikit-learn; its weights have one row if there are two classes."""
+
+    classes_: Strings
+    coef_: Floats
+    intercept_: Floats
+    warm_start: bool
+
+    def fit(self, features: _Sparse, names: Strings) -> object:
+        """Fit it to the names of classes."""
+
+
+class _Sparse(Protocol):
+    """A sparse matrix of SciPy, `(texts, features)`."""
+
+    def __getitem__(self, rows: Ints) -> _Sparse:
+        """Return some rows."""
+
+    def __matmul__(self, weights: Floats) -> Floats:
+        """Return the product with a dense matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +106,20 @@ class Embeddings:
     matrix: Floats
 
     @classmethod
-    def of(cls, model: Any) -> Self | None:
+    def of(cls, model: object) -> Self | None:
         """Return the embeddings of a Transformers model with a fast tokenizer, else None."""
-        fast = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        tokenizer = getattr(model, "tokenizer", None)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is None or not hasattr(model, "encoder"):
             return None
         weights = model.encoder.get_input_embeddings().weight.detach().float().numpy()
         return cls(fast.to_str(), np.ascontiguousarray(weights))
 
     @cached_property
-    def _encoder(self) -> Any:
+    def _encoder(self) -> _Tokenizer:
+        """The tokenizer, without padding."""
         tokenizers = library("tokenizers", "a student with embeddings", "cascade")
-        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer)
+        tokenizer: _Tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer)
         tokenizer.no_padding()
         return tokenizer
 
@@ -137,7 +180,7 @@ class Student:
     def fit(
         cls,
         texts: Sequence[str],
-        answers: Sequence[Any],
+        answers: Sequence[object],
         *,
         embeddings: Embeddings | None = None,
         seed: int = 0,
@@ -154,10 +197,9 @@ class Student:
             ArgumentError: An answer is missing or is not one class, or all are the same.
         """
         texts = list(texts)
-        names = _names_of(answers)
+        names = _names_of(list(answers))
         grams = _Grams.of(texts)
-        features = _matrix(grams, texts, embeddings)
-        fitted = _fit(features, names, seed)
+        fitted = _fit(_matrix(grams, texts, embeddings), names, seed)
         count = len(grams.vocabulary)
         tokens = None
         if embeddings is not None:
@@ -239,6 +281,7 @@ class Student:
 
     @cached_property
     def _grams(self) -> _Grams:
+        """The features of texts, by the vocabulary."""
         return _Grams(self.vocabulary, self.idf)
 
 
@@ -264,7 +307,7 @@ class _Settings:
 class _Features:
     """The features of a text that are not zero: their places, `(features,)`, and their values."""
 
-    places: Floats
+    places: Ints
     values: Floats
 
 
@@ -285,7 +328,9 @@ class _Grams:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Self:
         """Return the most frequent grams of some texts; grams inside words must occur in two."""
-        frequency = Counter(gram for text in texts for gram in {*_words(text), *_characters(text)})
+        frequency = Counter[str]()  # the number of texts with each gram
+        for text in texts:
+            frequency.update({*_words(text), *_characters(text)})
         known = [
             gram
             for gram, count in frequency.most_common(_GRAMS)
@@ -298,20 +343,24 @@ class _Grams:
     def features(self, text: str) -> _Features:
         """Return the TF-IDF of a text's known grams, normalised for words and for characters."""
         words = [self.vocabulary[gram] for gram in _words(text) if gram in self.vocabulary]
-        characters = [place for word in text.lower().split() for place in self._inside(word)]
-        parts = [self._tf_idf(words), self._tf_idf(characters)]
+        characters: list[int] = []
+        for word in text.lower().split():
+            characters += self._inside(word)
+        of_words = self._tf_idf(words)
+        of_characters = self._tf_idf(characters)
         return _Features(
-            np.concatenate([part.places for part in parts]),
-            np.concatenate([part.values for part in parts]),
+            np.concatenate([of_words.places, of_characters.places]),
+            np.concatenate([of_words.values, of_characters.values]),
         )
 
     def _tf_idf(self, places: Sequence[int]) -> _Features:
-        """Return the TF-IDF of some places with repetition, of length 1."""
+        """Return the TF-IDF of some places with repetition: (1 + log count) · idf, of length 1."""
         counts = Counter(places)
         unique = np.fromiter(counts, np.int64, len(counts))
         frequency = np.fromiter(counts.values(), np.float32, len(counts))
         values = (1.0 + np.log(frequency)) * self.idf[unique]
-        return _Features(unique, values / max(math.sqrt(float(values @ values)), 1e-12))
+        length = math.sqrt(float(values @ values))
+        return _Features(unique, values / max(length, 1e-12))
 
     def _inside(self, word: str) -> tuple[int, ...]:
         """Return the places of the known grams inside a word, from a cache, since words repeat.
@@ -334,26 +383,29 @@ class _Grams:
         return places
 
 
-def _names_of(answers: Sequence[Any]) -> Floats:
+def _names_of(answers: Sequence[object]) -> Strings:
     """Return answers as names of classes, `(rows,)`; refuse any that is not one class."""
-    rows = list(answers)
-    for place, answer in enumerate(rows):
-        missing = answer is None or (isinstance(answer, float) and math.isnan(answer))
-        if missing or isinstance(answer, list | tuple | set | dict):
-            remedy = "Leave out texts without an answer: they can teach nothing."
-            if not missing:
-                remedy = "Teach a student for each of several labels, yes or no."
+    for place, answer in enumerate(answers):
+        is_missing = answer is None or (isinstance(answer, float) and math.isnan(answer))
+        if is_missing or isinstance(answer, list | tuple | set | dict):
+            remedy = "Teach a student for each of several labels, yes or no."
+            if is_missing:
+                remedy = "Leave out texts without an answer: they can teach nothing."
             raise ArgumentError(
                 "answers",
                 expected="one class for each text",
                 got=f"{answer!r} at place {place}",
                 remedy=remedy,
             )
-    names = np.asarray([str(answer) for answer in rows])
-    if len(np.unique(names)) < 2:
-        got = f"only {np.unique(names).tolist()}"
-        remedy = "Give texts on which the large model's answers differ."
-        raise ArgumentError("answers", expected="two classes or more", got=got, remedy=remedy)
+    names = np.asarray([str(answer) for answer in answers])
+    distinct = np.unique(names)
+    if len(distinct) < 2:
+        raise ArgumentError(
+            "answers",
+            expected="two classes or more",
+            got=f"only {distinct.tolist()}",
+            remedy="Give texts on which the large model's answers differ.",
+        )
     return names
 
 
@@ -373,7 +425,7 @@ def _characters(text: str) -> Iterable[str]:
                 yield "#" + padded[start : start + size]
 
 
-def _matrix(grams: _Grams, texts: Sequence[str], embeddings: Embeddings | None) -> Any:
+def _matrix(grams: _Grams, texts: Sequence[str], embeddings: Embeddings | None) -> _Sparse:
     """Return the features of texts, `(texts, features)` and sparse; embeddings come last."""
     sparse = library("scipy.sparse", "teaching a student", "cascade")
     rows = [grams.features(text) for text in texts]
@@ -381,11 +433,11 @@ def _matrix(grams: _Grams, texts: Sequence[str], embeddings: Embeddings | None) 
     values = np.concatenate([row.values for row in rows])
     places = np.concatenate([row.places for row in rows])
     shape = (len(texts), len(grams.vocabulary))
-    features = sparse.csr_matrix((values, places, ends), shape=shape)
-    if embeddings is None:
-        return features
-    means = sparse.csr_matrix(embeddings.means(texts) * _SCALE)
-    return sparse.hstack([features, means]).tocsr()
+    features: _Sparse = sparse.csr_matrix((values, places, ends), shape=shape)
+    if embeddings is not None:
+        means = sparse.csr_matrix(embeddings.means(texts) * _SCALE)
+        features = sparse.hstack([features, means]).tocsr()
+    return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -398,10 +450,10 @@ class _Fitted:
     temperature: float
 
 
-def _fit(features: Any, names: Floats, seed: int) -> _Fitted:
+def _fit(features: _Sparse, names: Strings, seed: int) -> _Fitted:
     """Fit a regression on all texts; one that is fitted on four fifths gives the temperature."""
     linear = library("sklearn.linear_model", "teaching a student", "cascade")
-    model = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
+    model: _Regression = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
     fitting, held_out = split(np.arange(len(names)), (0.8, 0.2), seed=seed)
     temperature = 1.0
     if len(np.unique(names[fitting])) > 1:
@@ -414,7 +466,7 @@ def _fit(features: Any, names: Floats, seed: int) -> _Fitted:
     return _Fitted(classes, _weights(model), _bias(model), temperature)
 
 
-def _weights(model: Any) -> Floats:
+def _weights(model: _Regression) -> Floats:
     """Return the weights of a regression, `(features, classes)`, also for two classes."""
     weights: Floats = model.coef_.T
     if len(model.classes_) > 2:
@@ -422,7 +474,7 @@ def _weights(model: Any) -> Floats:
     return np.hstack([-weights / 2, weights / 2])
 
 
-def _bias(model: Any) -> Floats:
+def _bias(model: _Regression) -> Floats:
     """Return the bias of a fitted regression, `(classes,)`."""
     bias: Floats = model.intercept_
     if len(model.classes_) > 2:
@@ -430,7 +482,7 @@ def _bias(model: Any) -> Floats:
     return np.hstack([-bias / 2, bias / 2])
 
 
-def _temperature(model: Any, features: Any, names: Floats) -> float:
+def _temperature(model: _Regression, features: _Sparse, names: Strings) -> float:
     """Return the temperature, from 0.05 to 5, with the greatest likelihood of held-out texts."""
     known = np.flatnonzero(np.isin(names, model.classes_))
     if not len(known):
@@ -439,6 +491,7 @@ def _temperature(model: Any, features: Any, names: Floats) -> float:
     right = np.searchsorted(model.classes_, names[known])
 
     def likelihood(temperature: float) -> float:
+        """Return the mean log-likelihood of the right classes."""
         probabilities = softmax(logits / temperature)[np.arange(len(known)), right]
         return float(np.log(np.maximum(probabilities, 1e-300)).mean())
 
