@@ -24,6 +24,7 @@ INNER = (
     "cli",
     "deploy",
     "distributions",
+    "fitting",
     "integrations",
     "model",
     "saving",

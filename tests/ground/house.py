@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "loops": ("ponder/loops",),
     "calibration": ("ponder/calibration",),
     "inference": ("ponder/inference",),
-    "training": ("ponder/training.py",),
+    "training": ("ponder/training.py", "ponder/fitting"),
     "cascade": ("ponder/cascade",),
     "deploy": ("ponder/deploy",),
     "cli": ("ponder/cli",),

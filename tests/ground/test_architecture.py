@@ -23,7 +23,7 @@ LAYERS = (
     ("ponder.loops",),
     ("ponder.inference",),
     ("ponder.wrapper",),
-    ("ponder.saving", "ponder.training", "ponder.testing"),
+    ("ponder.saving", "ponder.fitting", "ponder.training", "ponder.testing"),
     ("ponder.cascade",),
     ("ponder.deploy",),
     ("ponder.integrations",),

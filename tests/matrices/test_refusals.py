@@ -15,9 +15,9 @@ import ponder
 from ponder import policies
 from ponder._utils.files import digest_of_files
 from ponder.cascade import Cascade
+from ponder.errors import NonFiniteError
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.rerank import CrossEncoder
-from ponder.training import NonFiniteError
 from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 
 TEXTS = some_texts(400)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import ponder
 from ponder import objectives, policies, recipes
+from ponder.fitting.stage_run import StageRun
 from ponder.model.batch import ArgumentNames, read_batch
 from ponder.training import EpochReport
 
@@ -113,14 +114,14 @@ def test_the_best_epoch_is_kept() -> None:
     model = build("vanilla")
     weights = []
     scores = iter([0.2, 0.9, 0.4])
-    run = ponder.training._StageRun._score
+    run = StageRun._score
 
     def score(self: Any, *arguments: Any) -> tuple[float, float]:
         weights.append(state(model))
         return next(scores), run(self, *arguments)[1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ponder.training._StageRun, "_score", score)
+        patch.setattr(StageRun, "_score", score)
         report = ponder.fit(model, BATCHES, epochs=3, held_out=BATCHES, lr=1e-2)
     assert [epoch.kept for epoch in report.epochs] == [False, True, False]
     assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())

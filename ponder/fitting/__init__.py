@@ -1,0 +1,1 @@
+"""The parts of `ponder.training`: parameters, models, epochs, and what is reported of them."""
