@@ -478,7 +478,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     promise = Promise(exits_rule(certified), change, level, confidence, rows, "input")
     statement = promise.sentence
     if not control.met:
-        statement = f"No exits: {control.statement}."
+        statement = control.statement
         level = math.nan
     return ExitReport(
         statement=statement,

@@ -27,11 +27,11 @@ import numpy as np
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.bounds import rows_needed
 from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
-from ponder.calibration.control import RiskControl
+from ponder.calibration.control import RiskControl, statement_of
 from ponder.calibration.records import Floats, Record, as_array
 from ponder.calibration.repeats import check_rows
-from ponder.calibration.risks import RiskLike, losses_of
-from ponder.calibration.statement import CONFIDENCE, LEVEL
+from ponder.calibration.risks import RiskLike, RiskWords, losses_of, words_of
+from ponder.calibration.statement import CONFIDENCE, LEVEL, stages_rule
 from ponder.errors import ArgumentError
 from ponder.policies.base import StepView, Threshold, ThresholdPolicy
 from ponder.policies.stages import StageThresholds
@@ -160,6 +160,7 @@ def certify_cascade(
     path = found.policy.policy
     if isinstance(path, ThresholdPath):
         found = replace(found, policy=replace(found.policy, policy=path.thresholds))
+    found = _stated(found, words_of(risk, "those of the last stage"), len(certifying))
     shares = np.asarray(found.exit_shares)
     before = len(stage_costs) - 1
     mean_cost = float(shares @ by_step)
@@ -175,6 +176,14 @@ def certify_cascade(
         certified_on=len(certifying),
         unanswered=int(np.isnan(as_array(record.outputs[:, -1])).any(axis=-1).sum()),
     )
+
+
+def _stated(found: RiskControl, words: RiskWords, given: int) -> RiskControl:
+    """Return a result with the promise in words of stages."""
+    made = found.policy
+    rule = stages_rule(made, made.num_steps or len(found.exit_shares))
+    statement = statement_of(made, words, given, rule)
+    return replace(found, statement=statement, policy=replace(made, statement=statement))
 
 
 def check_costs(costs: Sequence[float]) -> Floats:

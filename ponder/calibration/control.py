@@ -14,24 +14,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ponder._utils.checks import check_choice, check_share
-from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
 from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Ints, Record, check_record
 from ponder.calibration.repeats import check_fresh
 from ponder.calibration.risks import (
-    Ranking,
     RiskLike,
+    RiskWords,
     bound_for,
     loss_at,
     name_of,
     resolved,
+    words_of,
 )
+from ponder.calibration.statement import Promise, count, exits_rule
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
 
-__all__ = ["RiskControl", "control_risk"]
+__all__ = ["RiskControl", "control_risk", "statement_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class RiskControl:
         policy: The policy with its certificate: give it to a model, and save both together.
         met: Whether a threshold was certified; if not, the policy is full depth.
         mean_exit_step: Mean exit step on the calibration data.
-        statement: The promise in words, or why nothing is promised.
+        statement: The promise in one sentence, as commands state it, or why nothing is promised.
         observed: The risk of the policy on the calibration data.
         exit_shares: The share of the rows that exit at each step, `(steps,)`.
 
@@ -176,8 +177,8 @@ def control_risk(
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
-    of_rows = None if isinstance(risk, Ranking) else len(trajectory)
-    policy = replace(draft, statement=_statement(draft, observed, of_rows))
+    statement = statement_of(draft, words_of(risk), len(trajectory))
+    policy = replace(draft, statement=statement)
     return RiskControl(
         policy=policy,
         met=cheapest is not None,
@@ -306,56 +307,56 @@ def _lowest(bound: str) -> float:
     return BOUNDS[bound].low
 
 
-def _statement(made: Certified, observed: float, given: int | None) -> str:
-    """Return the promise in words, or why nothing is promised.
+def statement_of(made: Certified, words: RiskWords, given: int, rule: str | None = None) -> str:
+    """Return the promise of a certificate in one sentence, or why nothing is promised.
 
     Args:
-        made: The policy with its certificate.
-        observed: Its risk on the calibration data.
-        given: Number of rows; None if the risk is of queries.
+        made: The policy with its certificate, whose statement is not read.
+        words: How the promise names the risk.
+        given: Number of rows of the calibration data.
+        rule: What to do, as an imperative; by default exits of a model with steps.
     """
-    if given is None:
-        rows = f"{made.rows} queries"
-    elif given == made.rows:
-        rows = f"{made.rows} rows"
-    else:
-        rows = f"{made.rows} of {given} rows that count"
-    promise = _promise(made)
-    if made.threshold_value is not None:
-        threshold = f"{made.threshold_name} = {made.threshold_value:.6g}"
-        return f"{promise}: {threshold} ({made.bound}, {rows}, observed {observed:.4f})"
-    return (
-        f"nothing could be certified (asked for: {promise}), so every row runs to the last step: "
-        f"{_why_none(made, given, rows)} ({made.bound})"
+    of_rows = words.unit != "query"
+    if rule is None:
+        rule = exits_rule(made).replace("every text", "every row")
+    promise = Promise(
+        rule=rule,
+        change=words.change,
+        level=made.level,
+        confidence=made.confidence,
+        rows=made.rows,
+        unit=words.unit,
+        given=given if of_rows else None,
+        is_mean=words.is_mean,
     )
+    # Full depth, the fallback of conformal risk control, may have a risk of other kinds.
+    falls_back = made.confidence is None and made.risk not in ("disagreement", "error_gap")
+    if made.threshold_value is None:
+        why = _why_none(made, given, promise)
+        return f"No promise of {promise.claim}: {why}. Every row runs to the last step."
+    if falls_back:
+        return f"{promise.sentence} Draws that certify nothing count as 0."
+    return promise.sentence
 
 
-def _promise(made: Certified) -> str:
-    promise = f"{made.risk} on fresh data is at most {rounded_up(made.level)}"
-    if made.confidence is not None:
-        return f"{promise} with confidence {rounded_down(made.confidence)}"
-    promise += " in the mean over calibration sets"
-    # Full depth, the fallback, may have a risk of other kinds.
-    if made.risk not in ("disagreement", "error_gap"):
-        promise += ", those that certify nothing counted as 0"
-    return promise
-
-
-def _why_none(made: Certified, given: int | None, rows: str) -> str:
+def _why_none(made: Certified, given: int, promise: Promise) -> str:
     """Return why nothing was certified: too few rows, or a first value whose loss is too high."""
     if made.confidence is None:
         needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
     else:
         needed = rows_needed(made.level, made.confidence)
     if made.rows < needed:
+        rows = count(made.rows, promise.unit)
+        if promise.given not in (None, made.rows):
+            rows = f"{made.rows} of {given} rows that count"
         few = f"{rows} are too few for this level even without a single loss"
         why = f"{few}: at least {needed} are needed"
-        if given is not None and 0 < made.rows < given:
+        if promise.given is not None and 0 < made.rows < given:
             why += f", some {math.ceil(needed * given / made.rows)} rows in all"
         return why
     first, loss, _ = made.path[0]
     return (
         f"already at {made.threshold_name} = {first:.6g}, tried first, the loss observed is "
-        f"{loss:.4f}; values are tried from the latest exits on where the policy declares which "
-        "these are (tunable), and else in the order of the grid"
+        f"{loss:.4f}. Values are tried from the latest exits on if the policy declares which these "
+        "are (tunable), else in the order of the grid"
     )

@@ -24,13 +24,30 @@ __all__ = [
     "Ranking",
     "Risk",
     "RiskLike",
+    "RiskWords",
     "bound_for",
     "loss_at",
     "losses_of",
     "name_of",
     "ranked",
     "resolved",
+    "words_of",
 ]
+
+
+@dataclass(frozen=True)
+class RiskWords:
+    """How a promise names a risk.
+
+    Args:
+        change: What may happen to a row, ``"other answers"``, or the name of a mean loss.
+        unit: Noun of a row.
+        is_mean: Whether the level limits the mean of a loss, and not a share of rows.
+    """
+
+    change: str
+    unit: str = "row"
+    is_mean: bool = False
 
 
 class Risk(ABC):
@@ -53,6 +70,10 @@ class Risk(ABC):
         """Return whether every loss is 0 or 1 by definition, so that the exact bound holds."""
         return False
 
+    def words(self) -> RiskWords:
+        """Return how a promise names the risk."""
+        return RiskWords(self.name, is_mean=True)
+
 
 Named: TypeAlias = Literal[
     "disagreement", "error_gap", "error", "top_k", "top_1", "ndcg", "ndcg_gap"
@@ -60,6 +81,11 @@ Named: TypeAlias = Literal[
 RiskLike: TypeAlias = Named | Callable[[Any, Any], Any] | Risk
 _NAMED = ("disagreement", "error_gap", "error")
 _RANKINGS = ("top_k", "top_1", "ndcg", "ndcg_gap")
+_CHANGES = {
+    "disagreement": "other answers than {full_depth}",
+    "error_gap": "more wrong answers than {full_depth}",
+    "error": "wrong answers",
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,10 @@ class Missed(Risk):
         """Return True: an answer is another, or it is not."""
         return True
 
+    def words(self) -> RiskWords:
+        """Return how a promise names the risk."""
+        return RiskWords(f"{self.name} answers", "positive")
+
     def losses(self, record: Record) -> Floats:
         """Return 1 where the answer is another than the reference, `(rows, steps)`."""
         if self.reference == "labels":
@@ -114,6 +144,10 @@ class OtherAnswers(Risk):
     def is_binary(self) -> bool:
         """Return True: an answer is another, or it is not."""
         return True
+
+    def words(self) -> RiskWords:
+        """Return how a promise names the risk."""
+        return RiskWords("other answers than the reference's")
 
     def losses(self, record: Record) -> Floats:
         """Return 1 where the answer is another, `(rows, steps)`."""
@@ -152,6 +186,15 @@ class Ranking(Risk):
     def is_binary(self) -> bool:
         """Return whether the loss is 0 or 1, and not a share of nDCG."""
         return self.name in ("top_k", "top_1")
+
+    def words(self) -> RiskWords:
+        """Return how a promise names the risk."""
+        return {
+            "top_k": RiskWords(f"another set of the best {self.k}", "query"),
+            "top_1": RiskWords("another best candidate", "query"),
+            "ndcg": RiskWords("loss of nDCG against the full order", "query", is_mean=True),
+            "ndcg_gap": RiskWords("loss of nDCG against the labels", "query", is_mean=True),
+        }[self.name]
 
     def losses(self, record: Record) -> Floats:
         """Refuse: a single row has no loss here."""
@@ -276,6 +319,24 @@ def name_of(risk: RiskLike) -> str:
     if name == "<lambda>":
         return "custom risk"
     return name
+
+
+def words_of(risk: RiskLike, full_depth: str = "at full depth") -> RiskWords:
+    """Return how a promise names a risk; a callable is named by its function.
+
+    Args:
+        risk: The risk.
+        full_depth: What full depth is called.
+
+    Example:
+        >>> words_of("error").change, words_of(lambda outputs, labels: 0.5 * labels).change
+        ('wrong answers', 'custom risk')
+    """
+    if isinstance(risk, Risk):
+        return risk.words()
+    if isinstance(risk, str) and risk in _CHANGES:
+        return RiskWords(_CHANGES[risk].format(full_depth=full_depth))
+    return RiskWords(name_of(risk), is_mean=True)
 
 
 class RowLosses(NamedTuple):

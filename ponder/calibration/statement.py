@@ -1,8 +1,8 @@
 """The sentence of a promise: what to do, what may differ, how often, and with what confidence.
 
-Exits, cascades, the winner of a race, rerankers and certified thresholds all state their promise by
-one `Promise`, so that it has one form. Limits are rounded up and confidences down: the sentence
-never states more than was certified.
+Exits, cascades, the winner of a race, rerankers, loops and certified thresholds all state their
+promise by one `Promise`, in functions and in commands, so that it has one form. Limits are rounded
+up and confidences down: the sentence never states more than was certified.
 
     Take answers with a confidence above 0.93, and ask the reference for the others: other answers
     on at most 2% of texts like these, with 95% confidence (certified on 800 texts that chose
@@ -17,7 +17,8 @@ from itertools import groupby
 from typing import Any
 
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.policies.base import ExitPolicy, Threshold
+from ponder.errors import ArgumentError
+from ponder.policies.base import ExitPolicy, Threshold, registry
 
 __all__ = [
     "CONFIDENCE",
@@ -27,6 +28,7 @@ __all__ = [
     "exits_rule",
     "in_words",
     "percent",
+    "stages_rule",
     "threshold_text",
 ]
 
@@ -45,9 +47,12 @@ class Promise:
             others"``.
         change: What may differ: ``"other answers"``.
         level: Upper limit of the share of rows that differ, in (0, 1).
-        confidence: Probability with which the promise holds, in (0, 1).
+        confidence: Probability with which the promise holds, in (0, 1); None if it is about the
+            mean over draws of the rows that certify (conformal risk control).
         rows: Number of rows that certified it.
         unit: Noun of a row: ``"text"``, ``"query"``.
+        given: Number of all rows, of which `rows` count; None if all count.
+        is_mean: Whether the level limits the mean of a loss, and not a share of rows.
 
     Example:
         >>> Promise("Stop every text at step 3", "other answers", 0.0101, 0.95, 800).limit
@@ -57,26 +62,39 @@ class Promise:
     rule: str
     change: str
     level: float
-    confidence: float
+    confidence: float | None
     rows: int
     unit: str = "text"
+    given: int | None = None
+    is_mean: bool = False
 
     @property
     def sentence(self) -> str:
         """The promise in words."""
-        rows = count(self.rows, self.unit)
-        share = f"at most {percent(self.level)} of {_plural(self.unit)} like these"
-        certainty = f"{rounded_down(100 * self.confidence)}% confidence"
-        return (
-            f"{self.rule}: {self.change} on {share}, with {certainty} "
-            f"(certified on {rows} that chose nothing)."
-        )
+        certified = f"{count(self.rows, self.unit)} that chose nothing"
+        if self.given not in (None, self.rows):
+            certified = f"the {self.rows} of {self.given} rows that count, which chose nothing"
+        return f"{self.rule}: {self.claim} (certified on {certified})."
+
+    @property
+    def claim(self) -> str:
+        """What is promised, without what to do and without what certified it."""
+        rows = f"{_plural(self.unit)} like these"
+        level = f"at most {percent(self.level)}"
+        if self.is_mean:
+            return f"a mean {self.change} of {level} on {rows}, {self._certainty}"
+        return f"{self.change} on {level} of {rows}, {self._certainty}"
 
     @property
     def limit(self) -> str:
         """The limit alone: ``"at most 1% other answers, with 95% confidence"``."""
-        certainty = f"{rounded_down(100 * self.confidence)}% confidence"
-        return f"at most {percent(self.level)} {self.change}, with {certainty}"
+        return f"at most {percent(self.level)} {self.change}, {self._certainty}"
+
+    @property
+    def _certainty(self) -> str:
+        if self.confidence is None:
+            return "in the mean over draws of the rows that certify"
+        return f"with {rounded_down(100 * self.confidence)}% confidence"
 
 
 def percent(share: float, digits: int = 3) -> str:
@@ -103,14 +121,41 @@ def exits_rule(policy: ExitPolicy) -> str:
         >>> exits_rule(policies.Confidence(0.9))
         'Stop at the first step with a confidence above 0.9, and run the others to the last step'
     """
-    name = policy.to_dict()["name"]
+    data = _plain(policy)
+    name = data["name"]
     if name == "certified":
         return exits_rule(policy.parts()[0])
     if name == "last-step":
         return "Run every text to the last step"
     if name == "fixed-step":
         return f"Stop every text at {in_words(policy)}"
+    if name == "top-k":
+        return (
+            f"Drop candidates that lie more than {rounded_up(data['margin'], 6)} deviations below "
+            f"the best {data['k']}, and score the others to the last step"
+        )
     return f"Stop at the first step with {in_words(policy)}, and run the others to the last step"
+
+
+def stages_rule(
+    policy: ExitPolicy, num_stages: int, first: str = "first stage", last: str = "last stage"
+) -> str:
+    """Return the thresholds of a cascade as the rule of a promise.
+
+    Args:
+        policy: The policy of its stages.
+        num_stages: Number of steps of its record: the stages, those of a last stage with exits too.
+        first: What the first of two stages is called.
+        last: What the last stage is called.
+
+    Example:
+        >>> stages_rule(policies.Confidence(0.9), 2, "student", "model")
+        "Take the student's answers with a confidence above 0.9, and ask the model for the others"
+    """
+    words = in_words(policy)
+    if num_stages == 2:
+        return f"Take the {first}'s answers with {words}, and ask the {last} for the others"
+    return f"Take the first answer with {words}, and run the others to the last stage"
 
 
 def in_words(policy: ExitPolicy) -> str:
@@ -122,7 +167,15 @@ def in_words(policy: ExitPolicy) -> str:
         >>> in_words(policies.Entropy(0.2) | policies.Patience(3))
         'an entropy below 0.2, or a patience at least 3'
     """
-    return _words(policy.to_dict())
+    return _words(_plain(policy))
+
+
+def _plain(policy: ExitPolicy) -> dict[str, Any]:
+    """Return a policy in plain JSON; of one whose class was not registered, the name alone."""
+    try:
+        return policy.to_dict()
+    except ArgumentError:
+        return {"name": type(policy).__name__}
 
 
 def _words(data: Mapping[str, Any]) -> str:
@@ -204,6 +257,8 @@ def threshold_text(value: float, *, up: bool = True) -> str:
 
 
 def _tunable(data: Mapping[str, Any]) -> Threshold | None:
+    if data["name"] not in registry.names():
+        return None
     return ExitPolicy.from_dict(dict(data)).tunable
 
 

@@ -13,7 +13,7 @@ from ponder._utils.seeds import uniform
 from ponder.calibration.cascades import CascadeReport
 from ponder.calibration.records import Record
 from ponder.calibration.repeats import fresh_rows
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, in_words
+from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, stages_rule
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, Input, stage_of
 from ponder.cascade.student import Embeddings, Student
@@ -106,11 +106,9 @@ def stages_statement(
         last: What the model is called.
     """
     if not report.met:
-        return f"No promise: {report.statement}."
-    words = in_words(report.policy)
-    rule = f"Take the first answer with {words}; run the others to the last stage"
-    if len(report.shares) == 2 and " at stage" not in rule:
-        rule = f"Take the student's answers with {words}, and ask the model for the others"
+        return report.statement
+    num_stages = report.policy.num_steps or len(report.shares)
+    rule = stages_rule(report.policy, num_stages, "student", "model")
     change = f"other answers than those of {last}"
     return Promise(rule, change, level, confidence, report.certified_on).sentence
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder.calibration.statement import CONFIDENCE, Promise, count
+from ponder.calibration.statement import count
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import new_folder, probe_folder, progress, say
 from ponder.cli.show import keep, show
@@ -28,12 +28,6 @@ __all__ = ["export_ranker", "is_ranker", "promise_of", "read_pools", "run"]
 _TIMED = 40  # queries, at most
 _TRIED = 4  # queries, from whose seconds the whole is estimated
 _RUNS = 1.0 + 6.0 * _TIMED / 1000.0  # all queries once, and three pairs of timed runs
-_CHANGES = {
-    "top_k": "another set of the best {k}",
-    "top_1": "another best candidate",
-    "ndcg": "a loss of nDCG against the full order",
-    "ndcg_gap": "a loss of nDCG against the labels",
-}
 
 
 def run(
@@ -116,18 +110,10 @@ def read_pools(path: Path, option: str = "--texts") -> list[Any]:
 def promise_of(ranker: Ranker) -> str:
     """Return the promise of a ranker in one sentence, or why nothing is promised."""
     policy = ranker.settings.policy
-    fitted = ranker.settings.fitted
-    exits = [part for part in all_within(policy) if isinstance(part, TopK)]
-    if not exits or not isinstance(policy, Certified):
-        return f"No promise: {fitted.get('statement', 'exits were not fitted')}."
-    part = exits[0]
-    rule = (
-        f"Drop candidates that lie more than {part.margin:g} deviations below the best {part.k}, "
-        "and score the others to the last step"
-    )
-    change = _CHANGES[str(fitted.get("risk", "top_k"))].format(k=part.k)
-    confidence = policy.confidence or CONFIDENCE
-    return Promise(rule, change, policy.level, confidence, policy.rows, "query").sentence
+    if isinstance(policy, Certified):
+        return policy.statement
+    fallback = "No promise: exits were not fitted."
+    return str(ranker.settings.fitted.get("statement", fallback))
 
 
 def is_ranker(folder: Path) -> bool:

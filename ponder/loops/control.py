@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_share
-from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.bounds import BOUNDS, check_losses
+from ponder.calibration.control import statement_of
+from ponder.calibration.risks import RiskWords
+from ponder.calibration.statement import in_words
 from ponder.errors import ArgumentError
 from ponder.loops.loop import Loop, LoopOutput
 from ponder.model.steps import Context
@@ -60,13 +62,15 @@ class _Promise:
     confidence: float
     bound: str
 
-    def __str__(self) -> str:
-        what = {
-            "sequence": "the share of rows with another answer than at full depth anywhere",
-            "position": "the mean share of positions with another answer than at full depth",
+    @property
+    def words(self) -> RiskWords:
+        """How the sentence of the promise names the risk."""
+        return {
+            "sequence": RiskWords("another answer than at full depth at some position"),
+            "position": RiskWords(
+                "share of positions with another answer than at full depth", is_mean=True
+            ),
         }[self.risk]
-        level = rounded_up(self.level)
-        return f"{what} is at most {level} with confidence {rounded_down(self.confidence)}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def control_risk(
     passed = [run for run in path if run.p_value <= 1.0 - confidence]
     full_depth = Certified(
         policy=LastStep(),
-        statement=_statement_of_failure(promise, path, rows),
+        statement="",
         risk=risk,
         level=level,
         confidence=confidence,
@@ -165,19 +169,20 @@ def control_risk(
         weights=loop.weights_digest(),
     )
     if not passed:
-        statement = full_depth.statement
-        return LoopControl(
-            full_depth, met=False, observed=0.0, steps_saved=0.0, statement=statement
-        )
+        statement = statement_of(full_depth, promise.words, rows)
+        nothing = replace(full_depth, statement=statement)
+        return LoopControl(nothing, met=False, observed=0.0, steps_saved=0.0, statement=statement)
     best = min(passed, key=lambda run: run.position_steps)
-    statement = _statement_of(promise, best, len(path), rows)
-    certified = replace(
+    draft = replace(
         full_depth,
         policy=policies(best.value),
-        statement=statement,
         threshold_value=best.value,
         p_value=best.p_value,
     )
+    words = in_words(draft.policy)
+    rule = f"Halt each position at the first step with {words}, and run the others to the last step"
+    statement = statement_of(draft, promise.words, rows, rule)
+    certified = replace(draft, statement=statement)
     saved = 1.0 - best.position_steps / _position_steps(full)
     return LoopControl(certified, True, best.observed, saved, statement)
 
@@ -235,19 +240,3 @@ def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:
 
 def _name_of(policy: ExitPolicy) -> str:
     return "threshold" if policy.tunable is None else policy.tunable.field
-
-
-def _statement_of(promise: _Promise, best: _Run, runs: int, rows: int) -> str:
-    """Return the promise that the best threshold keeps, and what it rests on."""
-    seen = f"{promise.bound}, {rows} rows, {runs} runs, observed {best.observed:.4f}"
-    return f"on fresh rows {promise}: threshold {best.value:.6g} ({seen})"
-
-
-def _statement_of_failure(promise: _Promise, path: Sequence[_Run], rows: int) -> str:
-    """Return why there is no promise: the loss of the threshold with the latest exits."""
-    first = path[0]
-    return (
-        f"nothing could be certified (asked for: {promise}), so every position runs to the last "
-        f"step: at {first.value:.6g}, tried first, {rows} rows have a mean loss of "
-        f"{first.observed:.4f} ({promise.bound})"
-    )

@@ -16,14 +16,14 @@ candidates of queries, and `ponder.calibration.records.RecordedSource` looks up 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
 from ponder.policies.base import ExitPolicy, PolicyBatch
 from ponder.tasks import Task
 
-__all__ = ["Array", "HoldsSteps", "Ints", "Source", "Start", "SteppedModel", "stepped_part"]
+__all__ = ["Array", "Ints", "Source", "Start", "SteppedModel", "stepped_part"]
 
 Array: TypeAlias = Any
 """A NumPy array or a tensor; all that one source gives are of one library."""
@@ -130,15 +130,6 @@ class SteppedModel(Protocol):
         """Return the digest of the weights that answers and exits come from, if there is one."""
 
 
-@runtime_checkable
-class HoldsSteps(Protocol):
-    """A model of texts or images around one with steps, as those of Transformers are."""
-
-    @property
-    def ponder(self) -> SteppedModel:
-        """The model that runs step by step."""
-
-
 def stepped_part(model: Any) -> Any:
     """Return the model inside that has the steps and the weights; other models are returned.
 
@@ -149,4 +140,6 @@ def stepped_part(model: Any) -> Any:
         >>> stepped_part(whole) is stepped_part(model) is model
         True
     """
-    return model.ponder if isinstance(model, HoldsSteps) else model
+    # `isinstance` of a protocol would not see it: from Python 3.12 on it looks attributes up
+    # statically, and the modules of an `nn.Module` are found by `__getattr__` alone.
+    return getattr(model, "ponder", model)

@@ -71,6 +71,10 @@ def test_a_sentence_never_promises_more_than_was_certified() -> None:
     assert "at most 1.02% of texts like these, with 94.9999% confidence" in sentence
 
 
+class Unnamed(policies.LastStep):
+    """A policy that was not registered."""
+
+
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
@@ -80,6 +84,7 @@ def test_a_sentence_never_promises_more_than_was_certified() -> None:
         (policies.Patience(3) | policies.FixedStep(4), "a patience at least 3, or step 4"),
         (policies.LastStep(), "the last step"),
         (policies.Bernoulli(), "the policy bernoulli"),
+        (Unnamed(), "the policy Unnamed"),
     ],
 )
 def test_policies_in_words(policy: policies.ExitPolicy, words: str) -> None:

@@ -201,3 +201,20 @@ def test_lines_of_the_library_are_at_most_100_characters() -> None:
         if len(line) > 100
     ]
     assert not long, "\n".join(long)
+
+
+def test_protocols_that_are_checked_have_methods_alone() -> None:
+    """From Python 3.12 on `isinstance` misses attributes of `__getattr__`, as modules are held."""
+    wrong = []
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            if "runtime_checkable" not in {ast.unparse(each) for each in node.decorator_list}:
+                continue
+            for member in node.body:
+                decorators = getattr(member, "decorator_list", ())
+                is_property = "property" in {ast.unparse(each) for each in decorators}
+                if is_property or isinstance(member, ast.AnnAssign):
+                    wrong.append(f"{module}: {node.name}")
+    assert not wrong, "\n".join(wrong)

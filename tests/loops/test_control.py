@@ -49,7 +49,12 @@ def test_the_walk_and_its_numbers(risk: str) -> None:
     assert all(p_value <= 0.05 for *_, p_value in found.policy.path[:-1])
     assert found.policy.threshold_value in THRESHOLDS
     assert 0 < found.steps_saved < 1
-    assert found.statement.startswith("on fresh rows")
+    change = {
+        "sequence": ": another answer than at full depth at some position on at most 15% of rows",
+        "position": ": a mean share of positions with another answer than at full depth of at most",
+    }[risk]
+    assert found.statement.startswith("Halt each position at the first step with a confidence")
+    assert change in found.statement
     assert loop(**calls[0], max_steps=MAX_STEPS, policy=found.policy).exit_step.max() <= MAX_STEPS
     with pytest.raises(ArgumentError, match="certified for"):
         loop(**calls[0], max_steps=MAX_STEPS + 1, policy=found.policy)
@@ -68,5 +73,5 @@ def test_no_run_after_the_first_that_fails() -> None:
     assert not found.met
     assert set(asked) == {3}
     assert isinstance(found.policy.policy, policies.LastStep)
-    assert found.statement.startswith("nothing could be certified")
+    assert found.statement.startswith("No promise of another answer")
     assert found.steps_saved == 0
