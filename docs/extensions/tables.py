@@ -111,7 +111,7 @@ def one_model() -> str:
     pairs = list(_pairs_of_one_model())
     not_learnt = import_module("benchmarks.glue.report.versus").NOT_LEARNT
     rows = []
-    for backbone in ("minilm", "mpnet"):
+    for backbone in ("minilm", "mpnet", "e5"):
         by_task: dict[str, list[tuple[Any, Any]]] = {}
         for frozen, deebert in pairs:
             if frozen["backbone"] == backbone:
@@ -219,6 +219,28 @@ def switches() -> str:
 def as_the_paper() -> str:
     """Return the scores at the exits of runs at rates of PALBERT's paper."""
     return reported("scores", "minilm", "repeated/as-the-paper")
+
+
+def likelihood() -> str:
+    """Return PALBERT with the mean of log-likelihoods and with that of likelihoods (the paper's Eq. 2)."""
+    results = import_module("benchmarks.glue.results").read_all(RESULTS / "repeated" / "likelihood")
+    rows = []
+    for run in results:
+        name = run.config["recipe_options"].get("likelihood", "expected_log")
+        rows.append(
+            [
+                f'`likelihood="{name}"`',
+                run["task"],
+                f"×{run['speed_up']['steps']:.2f}",
+                f"{100 * run.score('exits'):.1f}",
+                f"{100 * run.score('full_depth'):.1f}",
+                f"{100 * run.held_out.score('exits'):.1f}",
+                f"{100 * run.held_out.score('full_depth'):.1f}",
+            ]
+        )
+    head = ["objective", "task", "×steps", "dev, exits", "dev, full depth"]
+    head += ["held out, exits", "held out, full depth"]
+    return table(head, rows)
 
 
 def reported(part: str, backbone: str, folder: str = "glue") -> str:
@@ -851,6 +873,7 @@ TABLES: dict[str, Callable[[], str]] = {
         switches,
         beyond,
         as_the_paper,
+        likelihood,
         finetuned,
         exporters,
         cosines,

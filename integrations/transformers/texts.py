@@ -168,8 +168,8 @@ def tokenize(
     cut = [False] * len(rows)
     if full:
         full_columns = [[column[place] for place in full] for column in columns]
-        whole = tokenizer(*full_columns, verbose=False)["input_ids"]
-        for place, ids in zip(full, whole, strict=True):
+        uncut = tokenizer(*full_columns, verbose=False)["input_ids"]
+        for place, ids in zip(full, uncut, strict=True):
             cut[place] = len(ids) > limit
     return Encoded(list(rows), cut)
 

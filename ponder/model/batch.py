@@ -181,11 +181,15 @@ def _read_tuple(batch: Sequence[object], names: ArgumentNames) -> Batch:
     named_labels = _take_labels(context)
     if labels is None:
         return Batch(inputs, context, named_labels)
-    more = [name for name in names.context[len(by_position) :] if name not in context]
-    in_place_of = next(iter(more), None)
+    in_place_of = _first_missing(names.context[len(by_position) :], context)
     if in_place_of and isinstance(labels, Tensor) and labels.dtype is torch.bool:
         raise not_labels("booleans", in_place_of)
     return Batch(inputs, context, labels, in_place_of)
+
+
+def _first_missing(names: Sequence[str], context: Context) -> str | None:
+    """Return the first of some names that a context lacks; None if it has all."""
+    return next((name for name in names if name not in context), None)
 
 
 def not_labels(noun: str, name: str) -> ArgumentError:

@@ -71,7 +71,7 @@ class Comparison:
 def versus(results: Sequence[Result], repeated: Sequence[Result]) -> str:
     """Return the table of the default, with exits by confidence, against each rival."""
     rows = []
-    for backbone in ("minilm", "mpnet", "shared"):
+    for backbone in ("minilm", "mpnet", "e5", "shared"):
         for name in _RIVALS:
             pairs = pairs_of(results, repeated, backbone, name)
             found = [compare(pairs, times) for times in _TIMES]
