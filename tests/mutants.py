@@ -66,7 +66,7 @@ ROOMS: dict[
     "_utils/rows": "ground/test_utils.py calibration/test_repeats.py",
     "_utils/seals": "integrations/transformers/test_promises.py cascade/test_cascade_files.py",
     "_utils/": "ground/test_utils.py",
-    "training.py": "training/test_stages.py training/test_fit.py model/test_parts.py",
+    "fitting/": "training/test_stages.py training/test_fit.py model/test_parts.py",
     "deploy/auditing": "deploy/test_server.py",
     "deploy/used": "deploy/test_used.py",
     "deploy/server": "deploy/test_server.py",
