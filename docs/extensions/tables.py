@@ -294,9 +294,9 @@ def finetuned() -> str:
     """Return what `ponder exits` gave on two tasks, speed-ups and accuracies on the same test texts."""
     folder = RESULTS / "finetuned"
     columns = {
-        "SST-2": read(folder / "sst-2-minilm-exits-s0.json"),
-        "SST-2, again": read(folder / "two-percent" / "sst-2-minilm-exits-s0.json"),
-        "Banking77": read(folder / "banking77-minilm-kept-exits-s0.json"),
+        "Banking77, MiniLM": read(folder / "banking77-minilm-exits-s0.json"),
+        "SST-2, MiniLM": read(folder / "sst-2-minilm-exits-s0.json"),
+        "SST-2, MPNet": read(folder / "sst-2-mpnet-exits-s0.json"),
     }
 
     def steps(one: Any) -> str:
