@@ -450,11 +450,17 @@ def test_queries_have_a_limit_of_documents_and_what_is_left_of_the_deadline() ->
         assert "Use POST /rank." in client.post("/rerank", json=texts).json()["detail"]
 
 
-def test_exits_and_deferrals_are_events_of_the_span(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+def test_exits_deferrals_and_audits_are_events_of_the_span(
+    model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = list[tuple[str, Any]]()
     span = SimpleNamespace(add_event=lambda name, attributes: events.append((name, attributes)))
     monkeypatch.setattr("opentelemetry.trace.get_current_span", lambda: span)
-    client.post("/predict", json={"texts": ["a", "b"]})
-    assert events == [("ponder.exit", {"texts": 2, "mean_exit_step": 2.0})]
+    ledger = ServedLedger(0.05, 0.95, 1.0)
+    with TestClient(create_app(model, Limits(), ledger)) as client:
+        for _ in range(38):
+            ask(client, "a")
+    full_depth = ("ponder.exit", {"texts": 4, "mean_exit_step": 4.0})
+    early = ("ponder.exit", {"texts": 4, "mean_exit_step": 2.0})
+    assert events[:2] == [("ponder.deferral", {"texts": 4}), full_depth]
+    assert events[-2:] == [early, ("ponder.audit", {"texts": 4})]
