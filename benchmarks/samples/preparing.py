@@ -16,9 +16,9 @@ from benchmarks.rerank.training import train
 __all__ = ["prepare"]
 
 _TRAIN = 4000
-_TRAFFIC = 1000
+_TRAFFIC = 3000
 _TRAINING_QUERIES = 3000
-_QUERIES = 250
+_QUERIES = 600
 _CANDIDATES = 20
 _ANSWERING = '''"""Stands in for an LLM: it looks the label up."""
 

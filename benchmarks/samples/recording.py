@@ -30,12 +30,9 @@ SAMPLES = {
     "check": f"ponder check exits --texts fresh.csv {_TEXTS}",
     "predict": f"ponder predict exits --texts fresh.csv {_TEXTS} --out answers.csv",
     "answers": "head -n 4 answers.csv",
-    "export": (
-        f"ponder export exits --int8 --texts traffic.csv {_TEXTS} --disagreement 0.05 --out small"
-    ),
+    "export": f"ponder export exits --int8 --texts traffic.csv {_TEXTS} --out small",
     "advise": (
-        f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --disagreement 0.05 "
-        "--out advised"
+        f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --out advised"
     ),
     "cascade": f"ponder cascade my-intents --texts traffic.csv {_TEXTS} --out cascade",
     "label": (

@@ -95,6 +95,8 @@ class Race:
         self.ways: list[Way] = []
         self.promises: dict[str, Promise] = {}
         """The promise of each way, by name."""
+        self.waited = 0.0
+        """The share of the timing in which other processes had this one's core."""
         self.stopped = False
         """Whether an interrupt ended the race."""
 
@@ -128,11 +130,13 @@ class Race:
     def _time(self) -> None:
         """Time all ways in turn, round by round."""
         models = [way.model for way in self.ways]
+        waiting = timing.Waiting()
         for number, all_seconds in enumerate(timing.rounds(models, self._sample()), 1):
             self.ways = [
                 replace(way, seconds=one.batches, alone=one.alone, speed_up=one.speed_up)
                 for way, one in zip(self.ways, all_seconds, strict=True)
             ]
+            self.waited = waiting.share
             self.progress("timing", number, timing.ROUNDS)
 
     def relative_cost(

@@ -20,6 +20,7 @@ __all__ = [
     "ALONE",
     "ROUNDS",
     "Seconds",
+    "Waiting",
     "clock",
     "padded_positions",
     "rounds",
@@ -58,6 +59,25 @@ class _Measured:
 
     batches: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
+
+
+class Waiting:
+    """The share of the time in which this thread did not run, since it was made.
+
+    A race keeps its thread at work, so on a quiet machine the share is near 0. If other processes
+    use the cores, it is the part of the time in which they had this thread's.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._own_start = time.thread_time()
+
+    @property
+    def share(self) -> float:
+        """The share, in [0, 1]."""
+        elapsed = time.perf_counter() - self._start
+        own = time.thread_time() - self._own_start
+        return min(max(1.0 - own / max(elapsed, 1e-9), 0.0), 1.0)
 
 
 class Answering(Protocol):

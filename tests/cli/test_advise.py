@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,15 +185,32 @@ def test_an_interrupt_shows_what_is_ready(
     assert printed(advice)
 
 
+def test_a_thread_that_does_not_run_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"perf_counter": iter([10.0, 12.0, 14.0]), "thread_time": iter([1.0, 3.0, 3.5])}
+    read = {name: lambda values=values: next(values) for name, values in clocks.items()}
+    monkeypatch.setattr(timing, "time", SimpleNamespace(**read))
+    waiting = timing.Waiting()
+    assert waiting.share == pytest.approx(0.0)  # two seconds of work in two
+    assert waiting.share == pytest.approx(0.375)  # two and a half in four
+
+
 @pytest.mark.usefixtures("in_torch")
+@pytest.mark.parametrize(
+    ("waited", "words"),
+    [
+        (0.0, "The machine was busy: rounds differ by ×"),
+        (0.62, "The machine was busy: other processes had the core during 62% of the timing"),
+    ],
+)
 def test_a_busy_machine_and_long_texts_are_named(
-    folders: Folders, monkeypatch: pytest.MonkeyPatch
+    waited: float, words: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(np.cumsum(np.arange(10_000) % 7 + 1.0))
     monkeypatch.setattr(timing, "clock", lambda: float(next(clock)))
+    monkeypatch.setattr(timing.Waiting, "share", waited)
     texts = [*some_texts(120), " ".join(some_texts(40))]
     said = " ".join(ponder.advise(folders.model, texts, disagreement=0.2).remarks)
-    assert "The machine was busy" in said
+    assert words in said
     assert "1 texts are longer than the model takes" in said
 
 
