@@ -17,6 +17,7 @@ __all__ = ["prepare"]
 
 _TRAIN = 4000
 _TRAFFIC = 3000
+_FEW = 1000
 _TRAINING_QUERIES = 3000
 _QUERIES = 600
 _CANDIDATES = 20
@@ -43,6 +44,7 @@ def prepare(text_dir: Path, work: Path) -> None:
     teaching = rows.select(range(_TRAIN))
     traffic = rows.select(range(_TRAIN, _TRAIN + _TRAFFIC))
     _write_texts(work / "traffic.csv", traffic, names)
+    _write_texts(work / "few.csv", traffic.select(range(_FEW)), names)
     _write_texts(work / "fresh.csv", splits["test"], names)
     (work / "my_module.py").write_text(_ANSWERING, "utf-8")
     if not (work / "my-intents" / "config.json").exists():

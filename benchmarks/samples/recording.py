@@ -34,6 +34,7 @@ SAMPLES = {
     "advise": (
         f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --out advised"
     ),
+    "advise_few": f"ponder advise my-intents --texts few.csv {_TEXTS} --out few",
     "cascade": f"ponder cascade my-intents --texts traffic.csv {_TEXTS} --out cascade",
     "label": (
         f"ponder label fresh.csv {_TEXTS} --with my_module:ask --level 0.1 --out labelled.csv "

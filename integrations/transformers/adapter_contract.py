@@ -43,6 +43,7 @@ class Adapter(ABC):
         encoder: The bare encoder (`BertModel`, `ViTModel`, …).
 
     Example:
+        >>> from ponder.integrations.transformers.adapters import adapter_for
         >>> adapter = adapter_for(encoder)
         >>> hidden, context = adapter.stem(**batch)
         >>> hidden.shape, adapter.steps().num_steps

@@ -45,6 +45,7 @@ class CapturedAdapter(Adapter):
     `families.pack`, is by default made up from the configuration.
 
     Example:
+        >>> from ponder.integrations.transformers.adapters import adapter_for
         >>> from transformers import DistilBertConfig, DistilBertModel
         >>> config = DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24)
         >>> adapter = adapter_for(DistilBertModel(config))

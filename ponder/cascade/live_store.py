@@ -17,6 +17,7 @@ import os
 import sqlite3
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,6 +152,8 @@ class Store:
         self._data = sqlite3.connect(
             place, timeout=60, isolation_level=None, check_same_thread=False
         )
+        # For a store that nobody closed: from Python 3.13 on an open connection warns when it goes.
+        weakref.finalize(self, self._data.close)
         try:
             self._data.execute("PRAGMA journal_mode=WAL")
             self._data.execute("PRAGMA synchronous=FULL")

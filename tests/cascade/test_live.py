@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -317,3 +319,13 @@ def test_live_runs_where_torch_is_not_installed() -> None:
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "['a']"
+
+
+def test_a_store_that_nobody_closed_is_closed_when_it_goes(tmp_path: Path) -> None:
+    live = Live(lambda texts: ["a"] * len(texts), level=0.5, path=tmp_path / "labels.db")
+    live.answer(["a text"])
+    connection = live._store._data
+    del live
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
