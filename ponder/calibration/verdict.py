@@ -155,7 +155,7 @@ def _would_do(share: float, rows: int, level: float, confidence: float) -> bool:
 def _advice_on_rows(enough: int | None, unit: str) -> str:
     """Return a sentence on how many rows would show the promise kept, rounded up to two digits."""
     if enough is None:
-        return "So few say no more; pass more of them to decide."
+        return "Too few to say more: pass more of them to decide."
     unit_of_rounding = 10 ** max(len(str(enough)) - 2, 0)
     rounded = math.ceil(enough / unit_of_rounding) * unit_of_rounding
     return f"Too few to say more: about {count(rounded, unit)} would do, if as few differ."

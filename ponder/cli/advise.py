@@ -113,7 +113,7 @@ def _tables(advice: Advice) -> list[DataTable]:
     return [
         DataTable(
             "What more texts would bring",
-            ("texts that choose and certify", "work that is left"),
+            ("by so many texts", "work that is left"),
             work,
             "The share of the model's work that is done if so many texts choose and certify.",
             printed=True,
