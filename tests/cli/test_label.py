@@ -98,7 +98,7 @@ def test_a_server_of_the_openai_shape_is_asked(folder: Path, server: str) -> Non
     assert found.exit_code == 0, found.output
     with (folder / "out.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["card", "loan"]
-    with pytest.raises(PonderError, match="none of the labels"):
+    with pytest.raises(PonderError, match="not one of the labels"):
         ChatLabels("any", ["card", "loan"], server)(["an odd one"])
 
 
