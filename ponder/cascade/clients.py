@@ -61,7 +61,9 @@ class ChatLabels:
         # Models add quotation marks, full stops and capitals.
         label = self._known.get(answer.strip().strip("\"'`.").casefold())
         if label is None:
-            raise PonderError(f"the model answered {answer[:80]!r}, which is not one of the labels.")
+            raise PonderError(
+                f"the model answered {answer[:80]!r}, which is not one of the labels."
+            )
         return label
 
     def _post(self, text: str) -> str:
