@@ -268,7 +268,8 @@ def advise_claims() -> Iterator[str]:
     samples = read("samples.json")["commands"]
     few = " ".join(samples["advise_few"]["output"].split())
     moved = re.search(r"int8 alone changes the answers to (\d+) of (\d+) texts: ([\d.]+%)", few)
-    assert moved and few.startswith("Change nothing")
+    assert moved
+    assert few.startswith("Change nothing")
     yield (
         f"With 1,000 of these texts the same command answers *Change nothing*: int8 changes "
         f"{moved[1]} of the {moved[2]} answers that certify, so {moved[3]} is the least that it "
