@@ -30,6 +30,10 @@ SAMPLES = {
     "check": f"ponder check exits --texts fresh.csv {_TEXTS}",
     "predict": f"ponder predict exits --texts fresh.csv {_TEXTS} --out answers.csv",
     "answers": "head -n 4 answers.csv",
+    "certify": (
+        "ponder certify answers.csv --answer predicted_label --confidence-column probability "
+        "--reference label --disagreement 0.1 --out threshold.json"
+    ),
     "export": f"ponder export exits --int8 --texts traffic.csv {_TEXTS} --out small",
     "advise": (
         f"ponder advise my-intents --texts traffic.csv {_TEXTS} --labels label --out advised"

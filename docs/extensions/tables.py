@@ -849,6 +849,7 @@ SAMPLES = {
     "samples": ("exits", "check"),
     "samples_advise": ("advise",),
     "samples_cascade": ("cascade",),
+    "samples_certify": ("certify",),
     "samples_label": ("label",),
     "samples_predict": ("predict", "answers"),
     "samples_export": ("export",),
