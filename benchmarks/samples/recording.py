@@ -32,7 +32,7 @@ SAMPLES = {
     "answers": "head -n 4 answers.csv",
     "certify": (
         "ponder certify answers.csv --answer predicted_label --confidence-column probability "
-        "--reference label --disagreement 0.1 --out threshold.json"
+        "--reference label --disagreement 0.05 --out threshold.json"
     ),
     "export": f"ponder export exits --int8 --texts traffic.csv {_TEXTS} --out small",
     "advise": (
