@@ -88,7 +88,10 @@ def _printed(command: str, work: Path) -> str:
     done = subprocess.run(
         _words(command), cwd=work, env=_environment(), stdout=subprocess.PIPE, text=True
     )
-    return done.stdout.rstrip()
+    output = done.stdout.rstrip()
+    if not output:  # an output of an earlier run is in its way, say
+        raise SystemExit(f"{command}: nothing was printed; the message above says why.")
+    return output
 
 
 def _served(work: Path, command: str) -> dict[str, dict[str, str]]:

@@ -848,6 +848,7 @@ def exporters() -> str:
 SAMPLES = {
     "samples": ("exits", "check"),
     "samples_advise": ("advise",),
+    "samples_first": ("advise",),
     "samples_cascade": ("cascade",),
     "samples_certify": ("certify",),
     "samples_label": ("label",),

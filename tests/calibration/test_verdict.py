@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from ponder import policies
+from ponder.calibration.answers import certify_answers
 from ponder.calibration.bounds import upper_bound
+from ponder.calibration.cascades import certify_cascade
+from ponder.calibration.control import control_risk
+from ponder.calibration.records import Record
 from ponder.calibration.statement import Promise, exits_rule, in_words, threshold_text
 from ponder.calibration.verdict import judge, judge_losses, rows_that_would_do
 
@@ -94,3 +99,29 @@ def test_policies_in_words(policy: policies.ExitPolicy, words: str) -> None:
 
 def test_a_threshold_just_below_1_is_not_written_as_1() -> None:
     assert threshold_text(0.99999988) == "0.99999988"
+
+
+SENTENCE = re.compile(
+    r"[A-Z][^:]+: other answers[^:]* on at most 5% of \w+ like these, with 95% confidence "
+    r"\(certified on \d+ \w+ that chose nothing\)\."
+)
+
+
+def test_functions_state_their_promises_in_one_form() -> None:
+    draw = np.random.default_rng(0)
+    right = draw.random(900) < 0.97
+    sure = np.where(draw.random(900) < 0.5, 0.99, 0.6)
+    other = np.where(right, 0, 1)
+    first = np.log(np.where(np.eye(2)[other] > 0, sure[:, None], 1 - sure[:, None]))
+    last = np.log(np.tile([0.9, 0.1], (900, 1)))
+    outputs = np.stack([first, last], axis=1)
+    record = Record(outputs, None, np.arange(900), task="classification")
+    answers = certify_answers(other.tolist(), sure.tolist(), [0] * 900, level=0.05)
+    found = {
+        "exits": control_risk(record, policies.Confidence, level=0.05).statement,
+        "stages": certify_cascade(record, [1, 20], level=0.05).statement,
+        "answers": answers.statement,
+    }
+    wrong = {name: said for name, said in found.items() if not SENTENCE.fullmatch(said)}
+    assert not wrong, wrong
+    assert found["stages"].startswith("Take the first stage's answers with a")
