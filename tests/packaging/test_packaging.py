@@ -41,6 +41,7 @@ WANTS = {
     "ponder/cli": {"cli", "serve"},
     "ponder/advice": {"cli"},
     "ponder/training.py": {"train"},
+    "ponder/fitting/": {"train"},
     "integrations/transformers": {"transformers"},
     "ponder/loops/adapters": {"transformers"},
     "integrations/sentence_transformers.py": {"sentence-transformers"},
