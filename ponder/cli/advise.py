@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -74,7 +75,7 @@ def run(
 
 
 def outcome_of(
-    advice: Advice, facts: Mapping[str, Any], name: str, out: Path | None = None
+    advice: Advice, facts: Mapping[str, object], name: str, out: Path | None = None
 ) -> Outcome:
     """Return the sentence, the table of the ways, the remarks, and the page."""
     winner = advice.ways.index(advice.winner)
@@ -171,7 +172,7 @@ def _percent(share: float) -> str:
 def _figure(advice: Advice) -> Figure:
     """Draw accuracies, or without labels other answers, against seconds, with names of points."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes: Any = figure.subplots()
+    axes: Axes = figure.subplots()
     labelled = not math.isnan(advice.ways[0].accuracy)
     points = list[tuple[float, float, str]]()
     for way in advice.ways:
@@ -198,7 +199,7 @@ def _figure(advice: Advice) -> Figure:
     return figure
 
 
-def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+def _label(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write names beside points, from the lowest up, with a distance that keeps them readable."""
     bottom, top = axes.get_ylim()
     step = (top - bottom) / 18

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from ponder._utils.rows import Text
+from ponder.calibration.cascades import CascadeReport
 from ponder.calibration.statement import count, in_words
 from ponder.cascade.teaching import Taught, teach
 from ponder.cli.outcome import Outcome, usage_of
@@ -43,7 +44,7 @@ def run(
     """
     probe_folder(out, "cascade", model)
     found = read_texts(texts, **reading).without_empty()
-    only_teach: list[Any] = []
+    only_teach: list[Text] = []
     if more is not None:
         only_teach = read_texts(more, **reading).without_empty().texts
     before = Used.read(model)
@@ -82,13 +83,13 @@ def run(
     show(outcome, as_json=as_json)
 
 
-def facts_of(report: Any) -> dict[str, Any]:
-    """Return what was found of a cascade, as plain values."""
+def facts_of(report: CascadeReport) -> dict[str, object]:
+    """Return the results of certifying a cascade, as plain values."""
     return {name: getattr(report, name) for name in _FACTS}
 
 
-def rows_of(report: Any) -> list[tuple[str, str]]:
-    """Return what was found of a cascade, as rows of the table."""
+def rows_of(report: CascadeReport) -> list[tuple[str, str]]:
+    """Return the results of certifying a cascade, as rows of the table."""
     observed = f"{100 * report.observed:.2f}% of {report.certified_on} texts that chose nothing"
     return [
         ("policy", in_words(report.policy)),
@@ -99,18 +100,19 @@ def rows_of(report: Any) -> list[tuple[str, str]]:
 
 
 def _remarks(made: Taught) -> list[str]:
-    """Return what more texts would bring, or that the model is no longer needed.
+    """Return the gain of more texts, or that the student replaces the model.
 
-    What they would bring is judged by what the second half of the texts has brought.
+    The gain is judged by what the second half of the texts has brought.
     """
-    here = 100 * made.report.shares[0]
-    if here >= 100.0:
+    by_all = 100 * made.report.shares[0]
+    if by_all >= 100.0:
         return ["The student answers every text: you no longer need the model."]
-    there = here
+    by_half = by_all
     if made.by_half is not None:
-        there = 100 * made.by_half
-    more = "more" if here > there + 1 else "little more"
+        by_half = 100 * made.by_half
+    more = "more" if by_all > by_half + 1 else "little more"
+    texts = len(made.taught)
     return [
-        f"By {len(made.taught) // 2} of the texts the student would learn to answer {there:.0f}%, "
-        f"by {len(made.taught)} it answers {here:.0f}%: texts that you add would bring {more}."
+        f"By {texts // 2} of the texts the student would learn to answer {by_half:.0f}%, "
+        f"by {texts} it answers {by_all:.0f}%: texts that you add would bring {more}."
     ]

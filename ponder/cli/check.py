@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ponder.calibration import diagnose
 from ponder.calibration.statement import count, in_words
@@ -120,7 +119,7 @@ def _show(
     return verdict.code
 
 
-def _reference(opened: Opened, named: str | None) -> Any:
+def _reference(opened: Opened, named: str | None) -> object:
     """Return the model whose answers were promised; None if `check` finds it by the folder.
 
     Args:

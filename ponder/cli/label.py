@@ -3,49 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from ponder.cascade.asking import Asking
+from ponder.cascade.asking import Ask, Asking
 from ponder.cascade.clients import ChatLabels
-from ponder.cascade.live import BudgetSpentError, Live, Progress
+from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers, Progress
 from ponder.cli.answers import answer_file, names_of_answers
 from ponder.cli.outcome import DataTable, Outcome
 from ponder.cli.output import Options, probe_file, progress
 from ponder.cli.show import show
-from ponder.cli.texts import count, read_texts
+from ponder.cli.texts import Texts, count, read_texts
 from ponder.errors import ArgumentError
 
-__all__ = ["Spending", "run", "spending_of"]
+__all__ = ["run"]
 
 _ANSWERS = ("label", "source")
-_SHOWN = 8  # classes
-
-
-@dataclass(frozen=True)
-class Spending:
-    """What a call of the reference costs, and how many there may be.
-
-    Args:
-        price: Price of a call.
-        limit_calls: Calls of this run at most; None for no limit.
-        asking: How the reference is called.
-    """
-
-    price: float | None
-    limit_calls: int | None
-    asking: Asking
-
-
-def spending_of(
-    price: float | None, limit_calls: int | None, concurrency: int, per_minute: float | None
-) -> Spending:
-    """Return what the options of the command say."""
-    asking = Asking(concurrency=concurrency, per_minute=per_minute)
-    return Spending(price, limit_calls, asking)
+_SHOWN = 8
+"""Classes that are shown, those that were asked about most."""
 
 
 def run(
@@ -54,10 +30,14 @@ def run(
     out: Path,
     database: Path,
     reading: Options,
-    server: tuple[str, Path | None],
-    promise: tuple[float, float],
-    spending: Spending,
     *,
+    base_url: str,
+    labels: Path | None,
+    level: float,
+    confidence: float,
+    price: float | None,
+    limit_calls: int | None,
+    calls: Options,
     as_json: bool,
 ) -> int:
     """Label a file, and return the exit code: 3 if the limit of calls stopped it.
@@ -68,67 +48,84 @@ def run(
         out: The file to write.
         database: The SQLite file with answers and the ledger.
         reading: Arguments of `read_texts`.
-        server: The address of an OpenAI-shaped server, and a file with a label on each line.
-        promise: Level and confidence.
-        spending: Prices and limits.
+        base_url: The address of a server with OpenAI's interface.
+        labels: With such a server, a file with a label on each line.
+        level: The share of answers that may differ.
+        confidence: Probability with which the promise holds.
+        price: Price of a call, or None.
+        limit_calls: Calls of this run at most; None for no limit.
+        calls: Arguments of `Asking`, the settings of the calls.
         as_json: Whether to print JSON.
     """
     probe_file(out, [texts])
-    ask = _reference(reference, *server)
+    ask = _reference(reference, base_url, labels)
     found = read_texts(texts, **reading)
-    level, confidence = promise
     with progress() as advance:
 
         def report(now: Progress) -> None:
+            """Show the number of answered texts, and the bound so far."""
             phase = f"label ({100 * now.asked:.0f}% asked, at most {100 * now.bound:.1f}% differ)"
             if sys.stderr.isatty():
-                phase = "label"  # the bar of a phase goes on only under one name
+                phase = "label"  # the bar of a phase needs one name
             advance(phase, now.done, now.total)
 
-        live = Live(ask, level, confidence, database, asking=spending.asking, progress=report)
-        if spending.limit_calls is not None:
-            live.budget = live.account.spent + spending.limit_calls
-        before = live.account.asked
-        names = [f"{row}: {text}" for row, text in enumerate(found.texts)]
-        answers = live.answer(found.texts, ids=names, finite=True)
-    columns = list(found.rows[0])
-    header = [*columns, *names_of_answers(_ANSWERS, columns)]
-    written = answer_file(out, header)
-    sides = zip(found.rows, answers.labels, answers.source, strict=True)
-    rows = [
-        dict(zip(header, [*row.values(), label, source], strict=True))
-        for row, label, source in sides
-    ]
-    written.append(rows, begins=True)
-    written.finish()
-    show(_outcome(live, before, len(found), dict(answers.errors), spending, out), as_json=as_json)
+        live = Live(ask, level, confidence, database, asking=Asking(**calls), progress=report)
+        if limit_calls is not None:
+            live.budget = live.account.spent + limit_calls
+        asked_before = live.account.asked
+        ids = [f"{row}: {text}" for row, text in enumerate(found.texts)]
+        answers = live.answer(found.texts, ids=ids, finite=True)
+    _write(out, found, answers)
+    table = _table(live, len(found), live.account.asked - asked_before, price)
+    table.append(("written to", str(out)))
+    show(_outcome(live, dict(answers.errors), table), as_json=as_json)
     live.close()
     if answers.errors:
         return 3
     return 0
 
 
-def _outcome(
-    live: Live,
-    before: int,
-    rows: int,
-    errors: Mapping[int, Exception],
-    spending: Spending,
-    out: Path,
-) -> Outcome:
-    """Return the calls of the reference, its audits and their costs as an outcome."""
-    account = live.account
-    table = [
-        ("asked", f"{account.asked} of {rows} texts, {account.asked - before} of them in this run"),
-        (
-            "audits",
-            f"{account.ledger.audits}, of which {account.ledger.caught} found another answer",
-        ),
+def _write(out: Path, texts: Texts, answers: LiveAnswers) -> None:
+    """Write the answers to a file, after the columns of the texts."""
+    columns = list(texts.rows[0])
+    header = [*columns, *names_of_answers(_ANSWERS, columns)]
+    answered = zip(texts.rows, answers.labels, answers.source, strict=True)
+    rows = [
+        dict(zip(header, [*row.values(), label, source], strict=True))
+        for row, label, source in answered
     ]
-    if spending.price is not None:
-        cost = account.asked * spending.price
-        whole = rows * spending.price
+    file = answer_file(out, header)
+    file.append(rows, begins=True)
+    file.finish()
+
+
+def _table(live: Live, rows: int, asked_now: int, price: float | None) -> list[tuple[str, str]]:
+    """Return the calls of the reference, its audits and their costs as rows of a table.
+
+    Args:
+        live: The models and their account.
+        rows: The number of texts.
+        asked_now: The number of texts about which the reference was asked in this run.
+        price: Price of a call, or None.
+    """
+    account = live.account
+    ledger = account.ledger
+    table = [
+        ("asked", f"{account.asked} of {rows} texts, {asked_now} of them in this run"),
+        ("audits", f"{ledger.audits}, of which {ledger.caught} found another answer"),
+    ]
+    if price is not None:
+        cost = account.asked * price
+        whole = rows * price
         table.append(("cost", f"{cost:.2f} where all texts would have cost {whole:.2f}"))
+    return table
+
+
+def _outcome(
+    live: Live, errors: Mapping[int, Exception], table: Sequence[tuple[str, str]]
+) -> Outcome:
+    """Return the promise, the texts without an answer, and the table as an outcome."""
+    account = live.account
     sentences = [live.statement]
     limited = sum(isinstance(error, BudgetSpentError) for error in errors.values())
     failed = len(errors) - limited
@@ -137,7 +134,6 @@ def _outcome(
     if failed:
         first = next(each for each in errors.values() if not isinstance(each, BudgetSpentError))
         sentences.append(f"{count(failed, 'text')} without an answer; the first says: {first}")
-    table.append(("written to", str(out)))
     asked = list(live.asked_by_class().items())[:_SHOWN]
     cells = [[name, str(number)] for name, number in asked]
     classes = DataTable("Asked most", ["asked most", "texts"], cells, printed=True)
@@ -154,7 +150,7 @@ def _outcome(
     return Outcome(facts, sentences, table, tables=[classes])
 
 
-def _reference(given: str, base_url: str, labels: Path | None) -> Callable[..., Any]:
+def _reference(given: str, base_url: str, labels: Path | None) -> Ask:
     """Return the function of a name, `module:function` or `openai:MODEL`."""
     kind, _, name = given.partition(":")
     if kind == "openai" and name:
@@ -165,12 +161,14 @@ def _reference(given: str, base_url: str, labels: Path | None) -> Callable[..., 
         return ChatLabels(name, [line.strip() for line in lines if line.strip()], base_url)
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a module beside the texts
     try:
-        found: Callable[..., Any] = getattr(import_module(kind), name)
+        function: Ask = getattr(import_module(kind), name)
     except (ImportError, AttributeError, ValueError) as error:
-        expected = "module:function, or openai:MODEL"
-        remedy = "Name a function from a list of texts to a label for each."
-        got = f"{given} ({error})"
-        raise ArgumentError("--with", expected=expected, got=got, remedy=remedy) from error
+        raise ArgumentError(
+            "--with",
+            expected="module:function, or openai:MODEL",
+            got=f"{given} ({error})",
+            remedy="Name a function from a list of texts to a label for each.",
+        ) from error
     finally:
         sys.path.pop(0)
-    return found
+    return function

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class Outcome:
         usage: Uses of the folder: a purpose and a command each.
     """
 
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
     sentences: Sequence[str]
     rows: Sequence[tuple[str, str]] = ()
     figure: Figure | None = None

@@ -23,7 +23,16 @@ from ponder.deploy.folders import card_of
 from ponder.deploy.used import USED
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
-__all__ = ["Options", "new_folder", "probe_file", "probe_folder", "progress", "say", "sentences"]
+__all__ = [
+    "Advance",
+    "Options",
+    "new_folder",
+    "probe_file",
+    "probe_folder",
+    "progress",
+    "say",
+    "sentences",
+]
 
 _WIDTH = 80
 _EVERY = 10.0  # seconds between lines of progress

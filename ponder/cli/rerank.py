@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ponder.calibration.statement import count
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import new_folder, probe_folder, progress, say
+from ponder.cli.output import Advance, new_folder, probe_folder, progress, say
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_rows
 from ponder.deploy import export
 from ponder.deploy.folders import card_of, remember
-from ponder.deploy.ranking import RERANK, Ranker, pools_of
+from ponder.deploy.ranking import RERANK, Pool, Ranker, pools_of
 from ponder.deploy.used import Used
-from ponder.policies.base import LastStep, all_within
+from ponder.policies.base import ExitPolicy, LastStep, all_within
 from ponder.policies.combine import Certified
 from ponder.policies.topk import TopK
 
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["export_ranker", "is_ranker", "promise_of", "read_pools", "run"]
 
-_TIMED = 40  # queries, at most
-_TRIED = 4  # queries, from whose seconds the whole is estimated
-_RUNS = 1.0 + 6.0 * _TIMED / 1000.0  # all queries once, and three pairs of timed runs
+_TIMED = 40
+"""Queries that are timed, at most."""
+_TRIED = 4
+"""Queries from whose seconds the whole is estimated."""
+_RUNS = 1.0 + 6.0 * _TIMED / 1000.0
+"""Runs over all queries: one, and three pairs of timed runs over some of a thousand."""
 
 
 def run(
@@ -45,13 +48,12 @@ def run(
     probe_folder(out, "rerank", model)
     pools = read_pools(queries, "--queries")
     made = import_module("ponder.integrations.transformers.rerank").CrossEncoder(model)
+    tried = pools[:_TRIED]
     started = time.perf_counter()
-    made.rank_all(pools[:_TRIED], policy=LastStep())
-    each = (time.perf_counter() - started) / len(pools[:_TRIED])
-    say(
-        f"{count(len(pools), 'query')}: some {_duration(_RUNS * each * len(pools))} on this "
-        "machine."
-    )
+    made.rank_all(tried, policy=LastStep())
+    seconds_of_query = (time.perf_counter() - started) / len(tried)
+    duration = _duration(_RUNS * seconds_of_query * len(pools))
+    say(f"{count(len(pools), 'query')}: some {duration} on this machine.")
     with progress() as advance:
         report = made.fit_exits(
             pools, top_k=top_k, changed=changed, risk=risk, confidence=confidence, progress=advance
@@ -80,7 +82,7 @@ def run(
 
 
 def _rows(
-    ranker: Ranker, pools: list[Any], observed: float, clock: WallClock
+    ranker: Ranker, pools: list[Pool], observed: float, clock: WallClock
 ) -> list[tuple[str, str]]:
     """Return the table of a ranker: queries, the observed risk, and speed-ups."""
     fitted = ranker.settings.fitted
@@ -98,12 +100,12 @@ def _rows(
     ]
 
 
-def read_pools(path: Path, option: str = "--texts") -> list[Any]:
+def read_pools(path: Path, option: str = "--texts") -> list[Pool]:
     """Read queries with their candidates; a row that lacks scores or labels has none."""
-    rows = read_rows(path, option)
-    queries = []
-    for row in rows:
-        queries.append({name: value for name, value in row.items() if value is not None})
+    queries = [
+        {name: value for name, value in row.items() if value is not None}
+        for row in read_rows(path, option)
+    ]
     return list(pools_of(queries))
 
 
@@ -124,7 +126,7 @@ def is_ranker(folder: Path) -> bool:
 def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
     """Write a folder of `ponder rerank` as ONNX; with queries, in int8 and certified again."""
     source = Ranker.load(folder)
-    pools: list[Any] = []
+    pools: list[Pool] = []
     if queries is not None:
         pools = read_pools(queries)
     used = Used.read(folder) | Used.of([pool.query for pool in pools])
@@ -135,7 +137,7 @@ def export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: boo
     show(outcome, as_json=as_json)
 
 
-def _exported(source: Ranker, out: Path, pools: list[Any]) -> Ranker:
+def _exported(source: Ranker, out: Path, pools: list[Pool]) -> Ranker:
     """Write a ranker as ONNX, in int8 if there are queries to certify its margin on."""
     pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]
     export.onnx(source.model, out, int8=bool(pools), calibration=pairs[:256] or None)
@@ -149,7 +151,7 @@ def _exported(source: Ranker, out: Path, pools: list[Any]) -> Ranker:
 
 
 def _export_page(made: Ranker, folder: Path, out: Path, *, int8: bool) -> Outcome:
-    """Return what is said of the export of a ranker."""
+    """Return the promise of an exported ranker, and the uses of its folder."""
     statement = promise_of(made)
     facts = {
         "command": "export",
@@ -161,24 +163,26 @@ def _export_page(made: Ranker, folder: Path, out: Path, *, int8: bool) -> Outcom
     return Outcome(facts, [statement], title=f"{folder.name} as ONNX graphs", usage=usage)
 
 
-def _timed(ranker: Ranker, pools: list[Any], advance: Any) -> WallClock:
+def _timed(ranker: Ranker, pools: list[Pool], advance: Advance) -> WallClock:
     """Time the full rerank and that with exits, query by query."""
-    some = pools[-_TIMED:]
+    timed = pools[-_TIMED:]
     done = 0
 
-    def rank(**options: Any) -> None:
+    def rank(policy: ExitPolicy | None = None) -> None:
+        """Rank the candidates of each query."""
         nonlocal done
-        for pool in some:
-            ranker.rank_all([pool], **options)
+        for pool in timed:
+            ranker.rank_all([pool], policy=policy)
         done += 1
         advance("timing", done, 8)
 
     wall_clock = import_module("ponder.calibration.cost").wall_clock
-    clock: WallClock = wall_clock(lambda: rank(policy=LastStep()), rank, pairs=3)
+    clock: WallClock = wall_clock(lambda: rank(LastStep()), rank, pairs=3)
     return clock
 
 
 def _duration(seconds: float) -> str:
+    """Return a time in words."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes"

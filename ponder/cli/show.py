@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -35,12 +34,13 @@ def keep(outcome: Outcome, folder: Path, out: Path) -> Outcome:
         folder: The folder to write into.
         out: The place that it will have.
     """
-    facts = {**outcome.facts, "made": _made()}
+    made = _made()
+    facts = {**outcome.facts, "made": made}
     place = str(out)
     if outcome.title:
         place = f"{out} (report.html)"
         report = import_module("ponder.cli.report")
-        report.write_page(folder / "report.html", outcome, facts["made"])
+        report.write_page(folder / "report.html", outcome, made)
     replace_text(folder / CARD, _json(facts, indent=1) + "\n")
     return replace(outcome, facts=facts, rows=[*outcome.rows, ("written to", place)])
 
@@ -68,6 +68,7 @@ def drawn(*parts: str | Table) -> str:
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return names and values as a table without a header."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
@@ -75,6 +76,7 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def _data_table(data: DataTable) -> Table:
+    """Return a table with named columns, of which the first is on the left."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     name, *others = data.columns
     table.add_column(name, justify="left", no_wrap=True)
@@ -100,11 +102,12 @@ def _made() -> dict[str, str]:
     }
 
 
-def _json(facts: Mapping[str, Any], indent: int | None = None) -> str:
+def _json(facts: Mapping[str, object], indent: int | None = None) -> str:
+    """Return facts as JSON."""
     return json.dumps(_plain(facts), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return plain JSON types; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import typer
 
-from ponder._utils.rows import class_numbers
+from ponder._utils.rows import Text, class_numbers
 from ponder.calibration.statement import count
 from ponder.errors import ArgumentError
 
@@ -26,6 +26,7 @@ __all__ = ["Row", "Texts", "count", "read_rows", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
 _HALF = re.compile("[\ud800-\udfff]")
+"""Half a character: a surrogate by itself."""
 _USUAL = ("text", "texts", "sentence", "content")
 _LARGEST_CELL = 1 << 30  # characters
 
@@ -48,14 +49,16 @@ class Texts:
         return len(self.rows)
 
     @property
-    def texts(self) -> list[Any]:
+    def texts(self) -> list[Text]:
         """The texts, or pairs of texts."""
         if len(self.columns) == 1:
-            return [row[self.columns[0]] for row in self.rows]
-        return [tuple(row[name] for name in self.columns) for row in self.rows]
+            [column] = self.columns
+            return [row[column] for row in self.rows]
+        first, second = self.columns
+        return [(row[first], row[second]) for row in self.rows]
 
     @property
-    def labels(self) -> list[Any] | None:
+    def labels(self) -> list[object] | None:
         """The right classes as the file writes them; None without labels."""
         if self.label_column is None:
             return None
@@ -68,8 +71,9 @@ class Texts:
     def without_empty(self) -> Texts:
         """Return the rows that hold a text, and report how many do not."""
         kept = [place for place, text in enumerate(self.texts) if "".join(text).strip()]
-        if len(kept) < len(self):
-            typer.echo(f"{count(len(self) - len(kept), 'empty text')} left out.", err=True)
+        empty = len(self) - len(kept)
+        if empty:
+            typer.echo(f"{count(empty, 'empty text')} left out.", err=True)
         return self.take(kept)
 
     def numbered(self, names: Sequence[str]) -> list[int] | None:
@@ -188,16 +192,18 @@ def _read(path: Path, header: bool) -> list[Row]:
     return [{"text": line} for line in lines]
 
 
-def _aligned(values: Sequence[Any]) -> list[Row]:
+def _aligned(values: Sequence[object]) -> list[Row]:
     """Return JSON values as rows with the same columns in one order, and None for missing values.
 
     Half a character (a lone surrogate, of a text that was cut in UTF-16) becomes U+FFFD, as in
     browsers.
     """
     rows = [value if isinstance(value, dict) else {"text": value} for value in values]
-    names = dict.fromkeys(name for row in rows for name in row)
+    names: dict[str, None] = {}  # in the order in which they come
+    for row in rows:
+        names |= dict.fromkeys(row)
     halves = 0
-    aligned = list[Row]()
+    aligned: list[Row] = []
     for row in rows:
         cells = {name: row.get(name) for name in names}
         for name, cell in cells.items():
@@ -256,14 +262,18 @@ def _read_tabs(text: str) -> list[list[str]]:
     In such tables (those of GLUE, say) a quotation mark is mostly a part of the text. Therefore it
     delimits cells only if rows have different numbers of columns without it.
     """
-    plain = list(csv.reader(io.StringIO(text, newline=""), csv.excel_tab, quoting=csv.QUOTE_NONE))
-    if len({len(row) for row in plain if row}) == 1:
+    file = io.StringIO(text, newline="")
+    plain = list(csv.reader(file, csv.excel_tab, quoting=csv.QUOTE_NONE))
+    widths = {len(row) for row in plain if row}
+    if len(widths) == 1:
         return _without_blank(plain)
     return _read_cells(text, csv.excel_tab)
 
 
 def _read_cells(text: str, dialect: type[csv.Dialect]) -> list[list[str]]:
-    return _without_blank(list(csv.reader(io.StringIO(text, newline=""), dialect, strict=True)))
+    """Return the cells of a table with quotation marks around cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
+    return _without_blank(list(reader))
 
 
 def _without_blank(table: list[list[str]]) -> list[list[str]]:
@@ -274,10 +284,12 @@ def _without_blank(table: list[list[str]]) -> list[list[str]]:
 
 
 def _default_names(width: int) -> list[str]:
+    """Return names of the columns of a table without a header."""
     if width == 1:
         return ["text"]
     return [f"column{number}" for number in range(1, width + 1)]
 
 
 def _wrong(option: str, path: Path, expected: str, got: object, remedy: str) -> ArgumentError:
+    """Return the error about a file."""
     return ArgumentError(option, expected=expected, got=f"{got} ({path})", remedy=remedy)
