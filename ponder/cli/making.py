@@ -1,4 +1,4 @@
-"""Commands that make something with a promise: `advise`, `cascade`, `certify`, `exits`, `rerank`."""
+"""Commands that make a promise: `advise`, `cascade`, `certify`, `exits` and `rerank`."""
 
 from __future__ import annotations
 

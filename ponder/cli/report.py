@@ -12,11 +12,12 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ponder._utils.files import replace_text
 from ponder._utils.rows import Text, one_line
 from ponder.calibration.certifying import Candidate, certainties
-from ponder.calibration.records import Floats, Record
+from ponder.calibration.records import Record
 from ponder.calibration.sweeps import sweep
 from ponder.cli.outcome import DataTable, Outcome
 from ponder.policies import ExitPolicy, FixedStep
@@ -102,7 +103,7 @@ def policy_figure(record: Record, policy: ExitPolicy, level: float | None) -> Fi
     _mark(axes, chosen, level)
     axes.set(xlim=(1.0, record.num_steps + 0.05), xlabel="mean exit step")
 
-    def inverted(values: Floats) -> Floats:
+    def inverted(values: ArrayLike) -> ArrayLike:
         """Return speed-ups from mean exit steps, or mean exit steps from speed-ups."""
         return record.num_steps / np.maximum(values, 1e-3)
 

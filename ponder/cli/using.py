@@ -1,4 +1,4 @@
-"""Commands that use what others wrote: `predict`, `check`, `label`, `export`, `serve`."""
+"""Commands that use a model: `predict`, `check`, `label`, `export` and `serve`."""
 
 from __future__ import annotations
 
