@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ponder._utils.files import read_json, write_json
+from ponder._utils.rows import content_ids
 from ponder._utils.seals import sealed
 from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
+from ponder.calibration.repeats import check_rows
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file
 from ponder.cli.show import show
@@ -44,6 +46,7 @@ def run(
     """
     probe_file(out, [answers])
     rows = _read(answers, columns)
+    check_rows(content_ids(_keys(rows)), "ANSWERS")
     read = _Columns.of(rows, columns)
     certified = certify_answers(
         read.answers,

@@ -100,6 +100,10 @@ def test_bad_answers_are_named(run: Callable[..., Any], tmp_path: Path) -> None:
         few.write_text("a,p,b\n" + f"yes,{scale},yes\n" * 400)
         said = " ".join(run("certify", few, *COLUMNS, "--out", out, code=2).output.split())
         assert "--confidence-column: expected probabilities in [0, 1]" in said
+    header, *lines = answers(tmp_path / "once.csv", 400).read_text().splitlines(keepends=True)
+    few.write_text("".join([header, *lines, *lines]))
+    said = " ".join(run("certify", few, *COLUMNS, "--out", out, code=2).output.split())
+    assert "2 times, or a multiple of that" in said
     few.write_text("a,p,b\n" + "yes,1.0,no\n" * 400 + "yes,0.5,\n" * 5)
     said = " ".join(run("certify", few, *COLUMNS, "--out", out).output.split())
     assert "No promise of 2%: of 400 rows 400 differ" in said
