@@ -227,8 +227,8 @@ def audit(figure: Any) -> None:
 
 def streams(figure: Any) -> None:
     """Calls of the reference against other answers on streams, of `Live` and its rivals, at 2% and 5%."""
-    colors = {"`Live`": "#D55E00", "`Live`, batch": "#E69F00", "fixed, chosen before": _GREY}
-    colors |= {"PAC labels, best": "#009E73", "BARGAIN, best": "#0072B2", "B-PAC, best": "#CC79A7"}
+    colors = {"`Live`": "#D55E00", "fixed, chosen before": _GREY}
+    colors |= {"fixed, best": "#0072B2", "B-PAC, best": "#CC79A7"}
     found = report.kinds()
     panels = figure.subplots(-(-len(found) // 3), 3, sharey=True, squeeze=False).ravel()
     for panel in panels[len(found) :]:
@@ -237,7 +237,7 @@ def streams(figure: Any) -> None:
         for family, color in colors.items():
             points = list[tuple[float, float]]()
             for level in (0.02, 0.05):
-                ways = report.best_way(kind.streams, level, family)
+                ways = report.best_way(kind.streams, level, report.STREAM_WAYS[family])
                 points.append(
                     tuple(statistics.mean(way[key] for way in ways) for key in ("wrong", "asked"))
                 )
@@ -254,7 +254,7 @@ def streams(figure: Any) -> None:
             panel.axvline(level, color=_GREY, linestyle="--", linewidth=0.8)
         panel.set_xscale("function", functions=(np.sqrt, np.square))
         panel.set(title=f"{report.TASKS[kind.task]},\n{kind.setting}", xlabel="other answers")
-        panel.set(ylabel="asked", ylim=(0, 0.9), xlim=(0, 0.4))
+        panel.set(ylabel="asked", ylim=(0, 1.05), xlim=(0, 0.4))
         panel.set_xticks([0, 0.02, 0.05, 0.1, 0.2, 0.4])
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -10,19 +10,23 @@ from typing import Any
 
 from benchmarks.files import read_json
 
-__all__ = ["TASKS", "WAYS", "Kind", "best_way", "kinds"]
+__all__ = ["BATCH_WAYS", "LEVELS", "STREAM_WAYS", "TASKS", "Kind", "asked", "best_way", "kinds"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "live"
-WAYS: Mapping[str, str] = {
+LEVELS = (0.02, 0.05)
+STREAM_WAYS: Mapping[str, str] = {
     "`Live`": "Live",
-    "`Live`, batch": "Live, finite",
     "fixed, chosen before": "fixed 1200/750",
     "fixed, best": "fixed ",
-    "PAC labels, best": "PAC labels ",
-    "BARGAIN, best": "BARGAIN ",
     "B-PAC, best": "B-PAC ",
 }
-"""Families of ways, and how the names of their ways begin."""
+"""Families of ways to answer a stream, and how the names of their ways begin."""
+BATCH_WAYS: Mapping[str, str] = {
+    "`Live`": "Live",
+    "PAC labels, best": "PAC labels ",
+    "BARGAIN, best": "BARGAIN ",
+}
+"""Families of ways to answer a batch."""
 TASKS = {"banking77": "Banking77", "clinc150": "CLINC150", "sst-2": "SST-2"}
 
 
@@ -41,9 +45,16 @@ class Kind:
     streams: Sequence[dict[str, Any]]
 
 
-def kinds(cheap: str = "linear") -> list[Kind]:
-    """Return the kinds of streams that were measured with a cheap model; those without drift first."""
-    streams = [read_json(path) for path in sorted(RESULTS.glob(f"*-{cheap}-s*.json"))]
+def kinds(cheap: str = "linear", *, model: bool = False, batch: bool = False) -> list[Kind]:
+    """Return the kinds of streams that were measured; those without drift first.
+
+    Args:
+        cheap: The cheap model.
+        model: Whether the reference is a fine-tuned model, and not the gold labels.
+        batch: Whether the rows were answered as a batch.
+    """
+    name = "-".join([cheap] + ["model"] * model + ["batch"] * batch)
+    streams = [read_json(path) for path in sorted(RESULTS.glob(f"*-{name}-s*.json"))]
     names = dict.fromkeys((one["setting"], one["task"]) for one in streams)
     return [
         Kind(*name, [one for one in streams if (one["setting"], one["task"]) == name])
@@ -51,11 +62,21 @@ def kinds(cheap: str = "linear") -> list[Kind]:
     ]
 
 
+def asked(kind: Kind, level: float, start: str) -> float:
+    """Return the share of calls, a mean over seeds, of the best way whose name begins so."""
+    return float(mean(way["asked"] for way in best_way(kind.streams, level, start)))
+
+
 def best_way(
-    streams: Sequence[dict[str, Any]], level: float, family: str
+    streams: Sequence[dict[str, Any]], level: float, start: str
 ) -> Sequence[dict[str, Any]]:
-    """Return the rows, one a stream, of the way of a family with the fewest calls on average."""
-    start = WAYS[family]
+    """Return the rows, one a stream, of the way with the fewest calls on average.
+
+    Args:
+        streams: The results of the streams.
+        level: The promised level.
+        start: How the names of the ways of a family begin; or the name of a way, without a space at its end.
+    """
     ways = dict[str, list[dict[str, Any]]]()
     for stream in streams:
         for way in stream["ways"]:

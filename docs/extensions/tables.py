@@ -7,7 +7,7 @@ Each function draws one table as Markdown; `TABLES` lists them by name, and `ROO
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -779,17 +779,56 @@ def live() -> str:
     streams = list[dict[str, Any]]()
     for kind in report.kinds():
         streams += kind.streams
-        for level in (0.02, 0.05):
-            cells = [_live_cell(kind.streams, level, family) for family in report.WAYS]
-            seeds = str(len(kind.streams))
-            rows.append([kind.setting, report.TASKS[kind.task], seeds, f"{level:.0%}", *cells])
-    head = ["stream", "task", "seeds", "promised", *report.WAYS]
+        rows += _live_rows(kind, report.STREAM_WAYS)
+    head = ["stream", *_LIVE_HEAD, *report.STREAM_WAYS]
     return table(head, rows) + made_by(streams)
 
 
-def _live_cell(streams: Sequence[dict[str, Any]], level: float, family: str) -> str:
+def live_others() -> str:
+    """Return the same for another cheap model, and for another reference."""
+    report = import_module("benchmarks.live.report")
+    rows = list[list[str]]()
+    streams = list[dict[str, Any]]()
+    for cheap, reference, found in (
+        ("Student", "gold labels", report.kinds("student")),
+        ("regression", "fine-tuned MiniLM", report.kinds(model=True)),
+    ):
+        for kind in found:
+            streams += kind.streams
+            rows += [[cheap, reference, *row] for row in _live_rows(kind, report.STREAM_WAYS)]
+    head = ["cheap", "reference", "stream", *_LIVE_HEAD, *report.STREAM_WAYS]
+    return table(head, rows) + made_by(streams)
+
+
+def live_batches() -> str:
+    """Return calls and other answers of `Live` and its rivals on batches, means over seeds."""
+    report = import_module("benchmarks.live.report")
+    rows = list[list[str]]()
+    streams = list[dict[str, Any]]()
+    for kind in report.kinds(batch=True):
+        streams += kind.streams
+        rows += _live_rows(kind, report.BATCH_WAYS)
+    head = ["texts of", *_LIVE_HEAD, *report.BATCH_WAYS]
+    return table(head, rows) + made_by(streams)
+
+
+_LIVE_HEAD = ("task", "seeds", "promised")
+
+
+def _live_rows(kind: Any, ways: Mapping[str, str]) -> list[list[str]]:
+    """Return a row of a table for each level of a kind of streams."""
+    report = import_module("benchmarks.live.report")
+    rows = list[list[str]]()
+    for level in report.LEVELS:
+        cells = [_live_cell(kind.streams, level, start) for start in ways.values()]
+        seeds = str(len(kind.streams))
+        rows.append([kind.setting, report.TASKS[kind.task], seeds, f"{level:.0%}", *cells])
+    return rows
+
+
+def _live_cell(streams: Sequence[dict[str, Any]], level: float, start: str) -> str:
     """Return calls and other answers in percent of the best way of a family."""
-    best = import_module("benchmarks.live.report").best_way(streams, level, family)
+    best = import_module("benchmarks.live.report").best_way(streams, level, start)
     rows = [stream["rows"] for stream in streams]
     broken = [
         binom.sf(round(way["wrong"] * count) - 1, count, level) < 0.05
@@ -899,6 +938,8 @@ TABLES: dict[str, Callable[[], str]] = {
         redraws,
         traffic,
         live,
+        live_others,
+        live_batches,
         live_faults,
         advice,
     )
@@ -923,6 +964,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "rerank_seconds": ("ponder/deploy", *_MODEL),
     "cascades": ("ponder/cascade", "ponder/calibration"),
     "live": ("ponder/cascade", "ponder/calibration"),
+    "live_others": ("ponder/cascade", "ponder/calibration"),
+    "live_batches": ("ponder/cascade", "ponder/calibration"),
     "live_faults": ("ponder/cascade", "ponder/calibration"),
     "cascade_answers": ("ponder/cascade", "ponder/calibration"),
     "students": ("ponder/cascade",),

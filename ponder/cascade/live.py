@@ -129,6 +129,7 @@ class _Call:
     predictions: dict[int, Prediction] = field(default_factory=dict)
     predicted_by: Cheap | None = None
     held: dict[int, float] = field(default_factory=dict)  # a row that waits for audits under way
+    waits: bool = False  # whether the next row waits for calls under way
     done: int = 0
 
 
@@ -158,7 +159,8 @@ class Live:
         rule: The rule for audits and for teaching the cheap model. A bad rule costs money, not the
             promise.
         ledgers: By class, the share of the rows of this class that may get another answer.
-        budget: What may be spent, in calls or in units of `price`; None for no limit.
+        budget: What may be spent, in calls or in units of `price`; None for no limit. A price is
+            known after its answer, so calls that are under way may spend a little more.
         price: The price of a call, a function of row and answer; 1 by default.
         asking: How the reference is called: concurrency, calls a minute, attempts.
         progress: Called with `Progress` as answers come.
@@ -374,7 +376,8 @@ class Live:
                 submitted = self._decide(call, room)
             asker.submit(submitted)
             room -= len(submitted)
-            if call.held:
+            if call.waits:
+                call.waits = False
                 return
 
     def _decide(self, call: _Call, room: int) -> list[tuple[str, Any]]:
@@ -391,9 +394,12 @@ class Live:
                 key = self._key(call.rows[position])
                 if self._settled_already(call, position, key, account):
                     continue
-                row = self._decided_row(call, position, key, account)
+                row = None
+                if not self._waits_for_prices(call, account):
+                    row = self._decided_row(call, position, key, account)
                 if row is None:
                     call.todo.appendleft(position)
+                    call.waits = True
                     break
                 if row.audited:
                     self._claim(call, position, row, account)
@@ -413,6 +419,16 @@ class Live:
         spent = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
         self._fail(call, [position], spent)
         return True
+
+    def _waits_for_prices(self, call: _Call, account: Account) -> bool:
+        """Return whether calls under way may spend the budget, since prices come with answers."""
+        if self.budget is None or self._price is None or not call.claimed:
+            return False
+        under_way = len(call.claimed)
+        paid = account.asked - under_way
+        if paid <= 0:
+            return under_way >= self._asking.concurrency * self._asking.batch_size
+        return account.spent + under_way * account.spent / paid >= self.budget
 
     def _decided_row(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
         """Return the decision on a row: that of its name, or a new one, which is written.

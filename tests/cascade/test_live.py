@@ -180,6 +180,18 @@ def test_a_row_that_fails_is_tried_again_and_then_reported_alone() -> None:
     )  # again with the batch that failed, never for the last row
 
 
+def test_a_coroutine_that_takes_too_long_is_an_error_of_its_rows() -> None:
+    async def stuck(texts: Sequence[str]) -> list[str]:
+        if texts == ["stuck"]:
+            await asyncio.Event().wait()
+        return list(texts)
+
+    asking = Asking(attempts=1, timeout=0.05)
+    found = Live(stuck, 0.0, asking=asking).answer(["a", "stuck", "b"])
+    assert found.labels == ["a", None, "b"]
+    assert isinstance(found.errors[1], TimeoutError)
+
+
 def test_numbers_are_labels_too_and_what_json_cannot_hold_is_refused() -> None:
     rows = [[f"question {n}", f"answer {n}"] for n in range(20)] + [7]
     live = Live(lambda rows: np.arange(len(rows)) + 5, 0.0)
@@ -200,6 +212,10 @@ def test_a_budget_stops_the_asking_and_answers_are_kept(tmp_path: Path) -> None:
     live.close()
     with Live(ask, path=path, budget=3.0, price=lambda row, label: 0.5) as more:
         assert more.answer(TEXTS[:50], ids=names).source.count("reference") == 20
+    by_words = Live(ask, budget=20.0, price=lambda row, label: len(row.split()) + (label == "loan"))
+    by_words.answer(TEXTS[:50])
+    # 18 after four calls; the fifth price is not known before its answer.
+    assert (by_words.account.asked, by_words.account.spent) == (5, 22.0)
     with Live(ask, path=path) as rest:
         assert rest.answer(TEXTS[:50], ids=names).labels == ask(TEXTS[:50])
         assert (rest.account.asked, rest.account.answers) == (50, 50)
