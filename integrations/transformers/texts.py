@@ -164,14 +164,21 @@ def tokenize(
     names = [name for name in tokenizer.model_input_names if name in encoded]
     rows = [{name: encoded[name][place] for name in names} for place in range(len(texts))]
     # A text as long as the limit was cut, or fits exactly: it is tokenised once more, without one.
-    full = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
+    at_limit = [place for place, row in enumerate(rows) if len(row["input_ids"]) >= limit]
     cut = [False] * len(rows)
-    if full:
-        full_columns = [[column[place] for place in full] for column in columns]
-        uncut = tokenizer(*full_columns, verbose=False)["input_ids"]
-        for place, ids in zip(full, uncut, strict=True):
-            cut[place] = len(ids) > limit
+    for place, length in zip(at_limit, _lengths(tokenizer, columns, at_limit), strict=True):
+        cut[place] = length > limit
     return Encoded(list(rows), cut)
+
+
+def _lengths(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], places: Sequence[int]
+) -> list[int]:
+    """Return the number of tokens of some of the texts, without a limit."""
+    if not places:
+        return []
+    some = [[column[place] for place in places] for column in columns]
+    return [len(ids) for ids in tokenizer(*some, verbose=False)["input_ids"]]
 
 
 def _as_columns(texts: Sequence[TextOrPair]) -> list[list[str]]:
