@@ -182,6 +182,7 @@ def _record(seen: Recorded, outputs: Floats) -> Record:
 
 
 def _promise_of(certifying: Record, policy: ExitPolicy, met: bool) -> Promise:
+    """Return the answers of a policy to the certifying texts, with their exits."""
     depth = certifying.exit_steps(policy)
     at_exits = certifying.outputs[np.arange(len(depth)), depth - 1]
     return Promise(policy, met, at_exits.argmax(axis=-1), depth)

@@ -31,9 +31,12 @@ __all__ = [
 ROUNDS = 4
 ALONE = 12
 """Number of single texts in a round."""
-_TIMED = 128  # texts of a round, in batches
-_WARM_UP = 32  # texts
-_DRAWS = 500  # samples of texts, of which the most representative is timed
+_TIMED = 128
+"""Texts of a round, in batches."""
+_WARM_UP = 32
+"""Texts that are answered before the first round."""
+_DRAWS = 500
+"""Samples of texts, of which the most representative is timed."""
 clock = time.perf_counter
 """The clock, in seconds; `benchmarks.advice` replaces it by that of the processor."""
 
@@ -125,6 +128,7 @@ def sample(columns: Floats, seed: int) -> NDArray[np.int64]:
     samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
 
     def distance(rows: NDArray[np.int64]) -> float:
+        """Return the squared distance of the means of a sample from those of all, which are 0."""
         return float((scaled[rows].mean(axis=0) ** 2).sum())
 
     return min(samples, key=distance)
