@@ -475,7 +475,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     shares = [float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)]
     plain_accuracy, exit_accuracy = _accuracies(certifying, steps)
     change = "other answers than at full depth"
-    promise = Promise(exits_rule(certified), change, level, confidence, rows, "input")
+    promise = Promise(exits_rule(certified, "input"), change, level, confidence, rows, "input")
     statement = promise.sentence
     if not control.met:
         statement = control.statement

@@ -318,7 +318,7 @@ def statement_of(made: Certified, words: RiskWords, given: int, rule: str | None
     """
     of_rows = words.unit != "query"
     if rule is None:
-        rule = exits_rule(made).replace("every text", "every row")
+        rule = exits_rule(made, "row")
     promise = Promise(
         rule=rule,
         change=words.change,
@@ -329,12 +329,12 @@ def statement_of(made: Certified, words: RiskWords, given: int, rule: str | None
         given=given if of_rows else None,
         is_mean=words.is_mean,
     )
-    # Full depth, the fallback of conformal risk control, may have a risk of other kinds.
-    falls_back = made.confidence is None and made.risk not in ("disagreement", "error_gap")
     if made.threshold_value is None:
         why = _why_none(made, given, promise)
         return f"No promise of {promise.claim}: {why}. Every row runs to the last step."
-    if falls_back:
+    is_conformal = made.confidence is None
+    # If nothing is certified, rows run to full depth, where these two risks are 0 and others not.
+    if is_conformal and made.risk not in ("disagreement", "error_gap"):
         return f"{promise.sentence} Draws that certify nothing count as 0."
     return promise.sentence
 

@@ -114,8 +114,12 @@ def count(number: int, noun: str) -> str:
     return f"{number} {_plural(noun)}"
 
 
-def exits_rule(policy: ExitPolicy) -> str:
+def exits_rule(policy: ExitPolicy, unit: str = "text") -> str:
     """Return an exit policy as the rule of a promise.
+
+    Args:
+        policy: The policy.
+        unit: Noun of a row.
 
     Example:
         >>> exits_rule(policies.Confidence(0.9))
@@ -124,11 +128,11 @@ def exits_rule(policy: ExitPolicy) -> str:
     data = _plain(policy)
     name = data["name"]
     if name == "certified":
-        return exits_rule(policy.parts()[0])
+        return exits_rule(policy.parts()[0], unit)
     if name == "last-step":
-        return "Run every text to the last step"
+        return f"Run every {unit} to the last step"
     if name == "fixed-step":
-        return f"Stop every text at {in_words(policy)}"
+        return f"Stop every {unit} at {in_words(policy)}"
     if name == "top-k":
         return (
             f"Drop candidates that lie more than {rounded_up(data['margin'], 6)} deviations below "

@@ -212,10 +212,14 @@ class ExampleReader:
             ArgumentError: They have.
         """
         in_order = self.model.task is None or not self.model.task.one_class
-        masks = [_mask_in_labels(row, in_order) for row in rows]
-        present = [mask for mask in masks if mask is not None]
-        hiding = [mask for mask in present if mask.any() and not mask.all()]
-        if len(present) == len(rows) and hiding:  # others change no answer
+        masks: list[Tensor] = []
+        for row in rows:
+            mask = _mask_in_labels(row, in_order)
+            if mask is None:
+                return
+            masks.append(mask)
+        # A mask of ones or of zeros alone hides nothing, so that its loss changes no answer.
+        if any(bool(mask.any()) and not bool(mask.all()) for mask in masks):
             raise not_labels("0 and 1 for each position", str(rows[0].in_place_of))
 
     def _mask_alone(self, name: str, tensor: Tensor) -> Along | None:

@@ -282,7 +282,7 @@ def live_claims() -> Iterator[str]:
     yield f"out-of-scope texts: up to {worst_out_of_scope():.0%} differ under a promise of 5%"
     found = read("live/kills.json")
     assert (found["lost"], found["paid_twice"], found["understated"]) == (0, 0, 0)
-    calls = f"{found['under_way']} that were under way and {found['unkept']} that had just returned"
+    calls = f"{found['under_way']} calls that were under way and {found['unkept']} that had just returned"
     yield f"in {found['kills']} kills of two processes on one file at a time, {calls}"
     yield f"None of the {found['rows']:,} rows was lost"
     yield from live_goals()
