@@ -9,15 +9,15 @@ A row whose content the reference has answered before gets that answer. For any 
 4. The reference is called for rows that are deferred or audited. Its answers are kept, settle the
    ledger, and teach the cheap model.
 
-The ledger is in `ponder.calibration.ledger`, the rule in `live_rule.py`, the file in
-`live_store.py`, both models in `live_models.py`, calls and their retries in `asking.py`.
+The ledger is in `ponder.calibration.ledger`, the rule in `live_rule.py`, the order of the rows in
+`live_order.py`, the file in `live_store.py`, both models in `live_models.py`, calls and their
+retries in `asking.py`.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ from ponder.cascade.live_models import (
     plain_label,
     predictions,
 )
+from ponder.cascade.live_order import SAMPLE, Order
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Row, Store
 from ponder.cascade.student import Student
@@ -57,6 +58,7 @@ _BLOCK = 256
 _ROOM = 16
 _WINDOW = 2000
 _POLL = 0.05
+_NO_PREDICTION = Prediction(None, 1.0)
 
 
 class BudgetSpentError(PonderError):
@@ -120,7 +122,7 @@ class _Call:
     ids: Sequence[str] | None
     finite: bool
     answers: LiveAnswers
-    todo: deque[int]
+    order: Order
     end: int  # answers there are after a finite batch
     errors: dict[int, Exception] = field(default_factory=dict)
     # Rows by content that this call asks, and by content that other processes ask just now.
@@ -259,8 +261,9 @@ class Live:
                 names each row is new; the reference's answer to its content is reused in either
                 case.
             finite: Whether the promise is about the batch at its end, and not about every moment.
-                Rows that were asked are right, so more of the others may differ. Rows are decided
-                in random order, since the order of a file may be one by class.
+                Rows that were asked are right, so more of the others may differ. The rows are
+                decided in an order of their own: a random sample, then doubtful rows, which teach
+                the most, and the surest (`live_order.py`).
 
         Returns:
             The answers. A row that the reference failed on, also after retries, is in `errors`.
@@ -276,11 +279,11 @@ class Live:
             random.Random(0).shuffle(order)
         names = None if ids is None else [str(name) for name in ids]
         end = self.account.answers + count
-        call = _Call(rows, names, finite, answers, deque(order), end, errors)
+        call = _Call(rows, names, finite, answers, Order(order), end, errors)
         if names is not None:
             self._recall(call)
         with self._asker(call) as asker:
-            while call.todo or call.claimed or call.elsewhere:
+            while len(call.order) or call.claimed or call.elsewhere:
                 self._decide_some(call, asker)
                 self._collect(call, asker)
                 self._teach_if_due()
@@ -348,7 +351,7 @@ class Live:
 
     def _recall(self, call: _Call) -> None:
         """Answer rows with an answer by name; other rows of a finite batch are still to come."""
-        call.todo = deque(each for each in call.todo if not self._given_before(call, each))
+        call.order.drop(lambda position: self._given_before(call, position))
 
     def _given_before(self, call: _Call, position: int) -> bool:
         """Give a row the answer that its name has, if it has one."""
@@ -371,7 +374,7 @@ class Live:
         """Decide rows while the reference has room, and submit the questions."""
         at_once = self._asking.concurrency * self._asking.batch_size
         room = max(2 * at_once, _ROOM) - asker.running
-        while call.todo and room > 0:
+        while len(call.order) and room > 0:
             with self._deciding:
                 submitted = self._decide(call, room)
             asker.submit(submitted)
@@ -382,15 +385,14 @@ class Live:
 
     def _decide(self, call: _Call, room: int) -> list[tuple[str, Any]]:
         """Decide the next rows in one transaction, and return the questions for the reference."""
-        chosen = [call.todo[place] for place in range(min(_CHUNK, len(call.todo)))]
-        self._predict(call, chosen)
+        self._predict(call)
         submitted = list[tuple[str, Any]]()
         with self._store.transaction():
             account = self._store.account()
-            for position in chosen:
+            for _ in range(min(_CHUNK, len(call.order))):
                 if len(submitted) >= room:
                     break
-                call.todo.popleft()
+                position = self._next(call, account)
                 key = self._key(call.rows[position])
                 if self._settled_already(call, position, key, account):
                     continue
@@ -398,7 +400,7 @@ class Live:
                 if not self._waits_for_prices(call, account):
                     row = self._decided_row(call, position, key, account)
                 if row is None:
-                    call.todo.appendleft(position)
+                    call.order.put_back([position])
                     call.waits = True
                     break
                 if row.audited:
@@ -409,6 +411,14 @@ class Live:
                     self._give(call, position, row.cheap, "cheap")
             self._store.write_account(account)
         return submitted
+
+    def _next(self, call: _Call, account: Account) -> int:
+        """Take the next row, which of a sorted batch is the surest one unless the rule defers others."""
+        if call.order.sorted:
+            most_doubtful = call.order.upcoming(1)[0]
+            if self._audit_probability(call, most_doubtful, account) < 1.0:
+                return call.order.take_surest()
+        return call.order.take()
 
     def _settled_already(self, call: _Call, position: int, key: str, account: Account) -> bool:
         """Give a row the answer of its name or content, or an error once the budget is spent."""
@@ -449,7 +459,10 @@ class Live:
         account.asked += 1
         if self._price is None:
             account.spent += 1.0
-        self._store.claim(row.key, json_of(call.rows[position]), row.probability)
+        probability = row.probability
+        if call.order.sorted and row.cheap is None:
+            probability = 0.0  # it was picked for its doubt, and not drawn
+        self._store.claim(row.key, json_of(call.rows[position]), probability)
         call.claimed[row.key] = [position]
         call.answers.audited[position] = row.probability < 1.0
 
@@ -459,15 +472,16 @@ class Live:
         Returns:
             The row; None if it waits for audits under way, after which the bound may be lower.
         """
-        prediction = call.predictions.get(position, Prediction(None, 1.0))
+        prediction = call.predictions.get(position, _NO_PREDICTION)
         label = prediction.label
         doubt = prediction.doubt
-        deferred = Row(key, label, doubt, 1.0, True)
+        # A row that is picked for its doubt says nothing of how the doubts of others are to be read.
+        deferred = Row(key, None if call.order.sorted else label, doubt, 1.0, True)
         if label is None or self.level == 0.0:
             return deferred
         probability = call.held.pop(position, None)
         if probability is None:
-            probability = self._audit_probability(call, doubt, account)
+            probability = self._audit_probability(call, position, account)
         if probability >= 1.0:
             return deferred
         if not self._allowed(call, label, probability, account):
@@ -483,12 +497,14 @@ class Live:
                 ledger.answer(probability, audited=audited)
         return Row(key, label, doubt, probability, audited)
 
-    def _audit_probability(self, call: _Call, doubt: float, account: Account) -> float:
-        """Return the audit probability that the rule gives to a row in doubt."""
+    def _audit_probability(self, call: _Call, position: int, account: Account) -> float:
+        """Return the audit probability that the rule gives to a row."""
         horizon = call.end if call.finite else account.answers
-        remaining = len(call.todo) + 1
-        standing = Standing(self.level, account.answers, remaining, horizon, account.ledger)
-        return self.rule.audit_probability(doubt, standing)
+        remaining = len(call.order) + 1
+        doubts = call.order.doubts
+        standing = Standing(self.level, account.answers, remaining, horizon, account.ledger, doubts)
+        prediction = call.predictions.get(position, _NO_PREDICTION)
+        return self.rule.audit_probability(prediction.doubt, standing)
 
     def _allowed(self, call: _Call, label: str, probability: float, account: Account) -> bool:
         """Return whether every promise holds still if this row is not audited."""
@@ -529,7 +545,7 @@ class Live:
         for key, positions in list(call.elsewhere.items()):
             found = self._store.answer(key)
             if found is None or found.label is not None or self._store.take_over(found.owner):
-                call.todo.extendleft(reversed(positions))
+                call.order.put_back(positions)
                 del call.elsewhere[key]
 
     def _keep(self, replies: Sequence[Reply], call: _Call) -> None:
@@ -559,10 +575,10 @@ class Live:
         """Note the outcome of a row in the ledgers, and let the rule learn from it."""
         differs = row.cheap is not None and row.cheap != label
         self._store.settle(row, differs)
+        self._learner.note(label)
         if row.cheap is None:
             return
         self.rule.learn(Outcome(row.doubt, differs, row.probability))
-        self._learner.note(label)
         if row.probability < 1.0:
             account.ledger.settle(row.probability, differs=differs)
             for name, ledger in account.ledgers.items():
@@ -597,20 +613,33 @@ class Live:
             call.errors[position] = error
             call.done += 1
 
-    def _predict(self, call: _Call, positions: Sequence[int]) -> None:
-        """Ask the cheap model about rows, a block ahead, unless it was asked already."""
+    def _predict(self, call: _Call) -> None:
+        """Ask the cheap model about the next rows, a block ahead, unless it was asked already."""
         model = self._learner.model
         if model is None or self.level == 0.0:
             return
         if call.predicted_by is not model:
             call.predicted_by = model
             call.predictions.clear()
-        if all(position in call.predictions for position in positions):
+            self._sort_if_due(call, model)
+        if all(position in call.predictions for position in call.order.upcoming(_CHUNK)):
             return
-        block = (call.todo[place] for place in range(min(_BLOCK, len(call.todo))))
-        ahead = [position for position in block if position not in call.predictions]
+        self._predict_rows(call, model, call.order.upcoming(_BLOCK))
+
+    def _predict_rows(self, call: _Call, model: Cheap, positions: Sequence[int]) -> None:
+        """Ask the cheap model about those of some rows that it was not asked about."""
+        ahead = [position for position in positions if position not in call.predictions]
         found = predictions(model, [call.rows[position] for position in ahead])
         call.predictions.update(zip(ahead, found, strict=True))
+
+    def _sort_if_due(self, call: _Call, model: Cheap) -> None:
+        """Sort a batch by the doubts of a cheap model that learns, once a sample was answered."""
+        sampled = self.account.answers >= SAMPLE * call.end
+        if not call.finite or not self._learner.can_learn or not sampled:
+            return
+        waiting = call.order.upcoming(len(call.order))
+        self._predict_rows(call, model, waiting)
+        call.order.sort([call.predictions[position].doubt for position in waiting])
 
     def _teach_if_due(self) -> None:
         """Teach the cheap model the reference's answers, if the rule says so."""

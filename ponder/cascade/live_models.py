@@ -1,8 +1,8 @@
 """The two models of `Live`: the reference, and the cheap one, which is fixed or learns.
 
-A taught one is taught twice more at each teaching, each time without half of the latest rows: what
-these models say to those rows shows how doubts are to be read, which a model cannot show on rows
-that it has learned.
+A taught one is taught twice more at each teaching, each time without half of the latest rows that
+came by chance: what these models say to those rows shows how doubts are to be read, which a model
+cannot show on rows that it has learned.
 """
 
 from __future__ import annotations
@@ -112,18 +112,21 @@ class Learner:
             self.unknown += 1
 
     def learn(self, lessons: Sequence[Lesson]) -> list[Outcome] | None:
-        """Teach a model all lessons; return the outcomes of the latest without them, if any."""
+        """Teach a model all lessons; return the outcomes of the latest without them, if any.
+
+        Lessons that were picked for their doubt only teach: they are harder than others of the same
+        doubt.
+        """
         self.taught = len(lessons)
         self.unknown = 0
         if len({lesson.name for lesson in lessons}) < 2:
             return None
-        first = max(len(lessons) - _LATEST, 0)
-        earlier = list(lessons[:first])
-        latest = list(lessons[first:])
+        latest = [place for place, lesson in enumerate(lessons) if not lesson.picked][-_LATEST:]
         outcomes = list[Outcome]()
         for fold in range(_FOLDS):
-            held_out = latest[fold::_FOLDS]
-            others = earlier + _without_fold(latest, fold)
+            places = set(latest[fold::_FOLDS])
+            held_out = [lessons[place] for place in latest[fold::_FOLDS]]
+            others = [lesson for place, lesson in enumerate(lessons) if place not in places]
             outcomes += self._outcomes_without(held_out, others)
         self.model = self._taught_by(lessons)
         return outcomes
@@ -146,13 +149,6 @@ class Learner:
             [lesson.row for lesson in lessons], [lesson.name for lesson in lessons]
         )
         return model
-
-
-def _without_fold(lessons: list[Lesson], fold: int) -> list[Lesson]:
-    """Return the lessons of all folds but one, in their order."""
-    others = list(lessons)
-    del others[fold::_FOLDS]
-    return others
 
 
 def predictions(model: Cheap, rows: Sequence[Any]) -> list[Prediction]:

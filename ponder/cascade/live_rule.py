@@ -46,6 +46,8 @@ class Standing:
         remaining: Rows that are known to come, this one included.
         horizon: Answers that the level is about: those so far, or all of a finite batch.
         ledger: The ledger; a rule only reads it.
+        doubts: Doubts of the other rows of a sorted batch, the largest first, `(rows,)`; None for a
+            stream, whose rows to come are not known.
     """
 
     level: float
@@ -53,6 +55,7 @@ class Standing:
     remaining: int
     horizon: int
     ledger: Ledger
+    doubts: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,10 @@ class Rule(Protocol):
     """What `Live` asks of a rule."""
 
     def audit_probability(self, doubt: float, standing: Standing) -> float:
-        """Return the probability with which the reference is called for a row; 1 defers it."""
+        """Return the probability with which the reference is called for a row; 1 defers it.
+
+        Of a sorted batch it is also asked about rows that are not decided yet.
+        """
 
     def learn(self, outcome: Outcome) -> None:
         """Note the reference's answer to a row."""
@@ -118,6 +124,7 @@ class AuditRule:
         first: Texts that the reference answers before the cheap model is taught first.
         growth: The cheap model is taught again when the number of its texts has grown by this
             factor.
+        batch_growth: The same in a sorted batch, whose order each new cheap model improves.
         share: Share of what the level allows that is planned for; the rest is for bad luck.
         ahead: A running promise is planned until there are this many times as many answers.
     """
@@ -127,11 +134,13 @@ class AuditRule:
         least: float = 0.06,
         first: int = 300,
         growth: float = 1.5,
+        batch_growth: float = 1.25,
         share: float = 0.9,
         ahead: float = 1.25,
     ) -> None:
         self.first = first
         self.growth = growth
+        self.batch_growth = batch_growth
         self.share = share
         self.ahead = ahead
         self._choices = np.append(np.geomspace(least, 0.9, 16), 1.0)
@@ -143,6 +152,7 @@ class AuditRule:
         self._slope = 1.0
         self._plan: _Plan | None = None
         self._since_plan = _EVERY
+        self._sorted = False  # whether the last row was one of a sorted batch
         self._expected = 0.0
         self._found = 0.0
 
@@ -150,6 +160,7 @@ class AuditRule:
         """Return the probability with which the reference is called for a row; 1 defers it."""
         logit = _logit(doubt)
         self._doubts.append(logit)
+        self._sorted = standing.doubts is not None
         if len(self._asked) + len(self._without) < _COLD:
             return 1.0  # how the first cheap model's confidence is to be read is not known yet
         if standing.answers < _SETTLED * standing.horizon:
@@ -163,21 +174,22 @@ class AuditRule:
         wrong = 1.0 / (1.0 + math.exp(-(self._offset + self._slope * logit)))
         prices = self._choices + self._plan.exchange * wrong * self._plan.rises
         probability = float(self._choices[prices.argmin()])
-        if probability < 1.0:
+        if probability < 1.0 and not self._sorted:
             self._expected += wrong * (1.0 - probability)
         return probability
 
     def learn(self, outcome: Outcome) -> None:
         """Note the reference's answer to a row."""
         self._asked.append(outcome)
-        if outcome.differs and outcome.probability < 1.0:
+        if outcome.differs and outcome.probability < 1.0 and not self._sorted:
             self._found += (1.0 - outcome.probability) / outcome.probability
 
     def teaches(self, labels: int, taught: int, unknown: int) -> bool:
         """Return whether labels have grown enough, or enough classes are new to the cheap model."""
         if labels < self.first:
             return False
-        return labels >= self.growth * taught or unknown >= max(_UNKNOWN, 0.02 * taught)
+        growth = self.batch_growth if self._sorted else self.growth
+        return labels >= growth * taught or unknown >= max(_UNKNOWN, 0.02 * taught)
 
     def renew(self, outcomes: Sequence[Outcome]) -> None:
         """Take the doubts of models that did not learn a row, and plan again."""
@@ -187,7 +199,7 @@ class AuditRule:
 
     def _make_plan(self, standing: Standing) -> None:
         """Read doubts anew by the outcomes, and find the prices that the level allows."""
-        self._offset, self._slope = _logistic([*self._without, *self._asked])
+        self._read_doubts()
         fixed = standing.ledger.bounds_by_rate(_NEIGHBOURS)
         bound = min(standing.ledger.bound, float(fixed.min()))
         end: float = standing.horizon
@@ -197,18 +209,45 @@ class AuditRule:
             # spent meanwhile.
             recovered = (bound / standing.level - _SPARE * standing.answers) / (self.share - _SPARE)
             end = max(self.ahead * standing.answers, recovered)
-        to_come = end - standing.answers
-        allowed = self.share * standing.level * end
+        allowed = self._planned_share(standing) * standing.level * end
         constant = Ledger(standing.ledger.confidence).bounds_by_rate(_NEIGHBOURS)
         now = standing.level * max(standing.horizon, standing.answers)
         within = np.flatnonzero((fixed < allowed) & (constant < _CONSTANT * now))
         self._plan = None
         if len(within):
-            rows = to_come * self._correction()
-            self._plan = self._fewest_calls(within, fixed[within], allowed, rows)
+            rows = (end - standing.answers) * self._correction()
+            wrong = self._wrong_to_come(standing.doubts)
+            self._plan = self._fewest_calls(within, fixed[within], allowed, rows, wrong)
+
+    def _read_doubts(self) -> None:
+        """Fit the probability to differ, as a function of the doubt, to the outcomes.
+
+        In a stream that drifts, an audited row stands for the 1/π like it. The rows of a sorted
+        batch are those of its sample, and the one function of the doubt holds for all: there the
+        weights would only let a single row that was audited by chance decide.
+        """
+        outcomes = [*self._without, *self._asked]
+        weights = np.ones(len(outcomes))
+        if not self._sorted:
+            weights = np.array([1.0 / one.probability for one in outcomes])
+        self._offset, self._slope = _logistic(outcomes, weights)
+
+    def _planned_share(self, standing: Standing) -> float:
+        """Return the share of what the level allows that is planned for.
+
+        The end of a batch needs no reserve.
+        """
+        if not self._sorted:
+            return self.share
+        return 1.0 - (1.0 - self.share) * standing.remaining / standing.horizon
 
     def _fewest_calls(
-        self, within: NDArray[np.intp], fixed: Floats, allowed: float, rows: float
+        self,
+        within: NDArray[np.intp],
+        fixed: Floats,
+        allowed: float,
+        rows: float,
+        wrong_to_come: Floats,
     ) -> _Plan:
         """Return the plan of the rate that needs the fewest calls.
 
@@ -217,9 +256,10 @@ class AuditRule:
             fixed: W by each of them so far.
             allowed: What W may be in the end.
             rows: Rows to come, more if more than expected was wrong.
+            wrong_to_come: Probabilities to differ, like those of the rows to come, `(sample,)`.
         """
         rises = self._unit_rises[within][:, None, :]
-        wrong = self._wrong_to_come()[:, None]
+        wrong = wrong_to_come[:, None]
         low = np.full(len(within), -3.0)
         high = np.full(len(within), 12.0)  # of log μ
         for _ in range(16):
@@ -235,10 +275,17 @@ class AuditRule:
         best = int(self._choices[prices.argmin(axis=2)].mean(axis=1).argmin())
         return _Plan(float(np.exp(high[best])), self._unit_rises[within[best]])
 
-    def _wrong_to_come(self) -> Floats:
-        """Return probabilities to differ, like those of the rows to come, `(rows,)`."""
+    def _wrong_to_come(self, known: Floats | None) -> Floats:
+        """Return probabilities to differ, like those of the rows to come, `(sample,)`.
+
+        Args:
+            known: The doubts of the rows to come, in their order, if they are known.
+        """
         doubts = np.array(self._doubts)
-        if len(doubts) < _FEW and self._without:
+        if known is not None and len(known):
+            places = (np.arange(_KNOWN_SAMPLE) + 0.5) / _KNOWN_SAMPLE * len(known)
+            doubts = _logits(known[places.astype(int)])
+        elif len(doubts) < _FEW and self._without:
             # Rows that taught were asked, so doubtful ones are among them more often than in the
             # stream: the weights 1/π make up for it.
             weights = np.array([1.0 / one.probability for one in self._without])
@@ -251,7 +298,12 @@ class AuditRule:
         return np.asarray(1.0 / (1.0 + np.exp(-(self._offset + self._slope * doubts))))
 
     def _correction(self) -> float:
-        """Return how much more was wrong of late than expected; older rows count less."""
+        """Return how much more was wrong of late than expected; older rows count less.
+
+        A sorted batch does not drift.
+        """
+        if self._sorted:
+            return 1.0
         ratio = (self._found + _PRIOR) / (self._expected + _PRIOR)
         self._found *= _FADING
         self._expected *= _FADING
@@ -261,6 +313,7 @@ class AuditRule:
 _EVERY = 64
 _DOUBTS = 256
 _SAMPLE = 32
+_KNOWN_SAMPLE = 128
 _FEW = 64
 _ASKED = 400
 _COLD = 150
@@ -294,14 +347,13 @@ def _logits(shares: Sequence[float]) -> Floats:
     return np.asarray(np.log(clipped / (1.0 - clipped)))
 
 
-def _logistic(outcomes: Sequence[Outcome]) -> tuple[float, float]:
+def _logistic(outcomes: Sequence[Outcome], weights: Floats) -> tuple[float, float]:
     """Return offset and slope of a logistic regression of disagreement on the logit of the doubt.
 
-    Rows count by 1/π; a prior says that doubts are read as they stand.
+    A prior says that doubts are read as they stand.
     """
     doubts = _logits([one.doubt for one in outcomes])
     differs = np.array([float(one.differs) for one in outcomes])
-    weights = np.array([1.0 / one.probability for one in outcomes])
     design = np.stack([np.ones(len(doubts)), doubts], axis=1)
     prior = np.array([0.0, 1.0])
     strength = np.array([2.0, 10.0])

@@ -84,7 +84,8 @@ class Row:
 
     Args:
         key: The content of the row.
-        cheap: The cheap model's label; None without a cheap model.
+        cheap: The cheap model's label; None without a cheap model, and for a row that is picked for
+            its doubt.
         doubt: 1 − its confidence.
         probability: The probability with which the reference is called.
         audited: Whether it is called.
@@ -116,12 +117,17 @@ class Lesson:
     Args:
         row: The row.
         label: The reference's label.
-        probability: The probability with which it was asked.
+        probability: The probability with which it was asked; 0 if it was picked for its doubt.
     """
 
     row: Any
     label: Any
     probability: float
+
+    @property
+    def picked(self) -> bool:
+        """Whether it was picked for its doubt from a batch, and did not come by chance."""
+        return self.probability == 0.0
 
     @property
     def name(self) -> str:
@@ -206,7 +212,8 @@ class Store:
         Args:
             key: The content of the row.
             row: The row as JSON.
-            probability: The probability with which the reference is called.
+            probability: The probability with which the reference is called; 0 for a row that is
+                picked for its doubt.
         """
         self._hold()
         command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?, ?)"
