@@ -72,6 +72,7 @@ ROOMS: dict[
     "deploy/server": "deploy/test_server.py",
     "deploy/ranking": "rerank/test_rerank.py rerank/test_topk.py",
     "deploy/": "deploy/test_export.py rerank/test_rerank.py",
+    "cascade/live": "cascade/test_live_order.py cascade/test_live.py",
     "cascade/": "cascade",
     "integrations/transformers/": "integrations/transformers/test_finetuned.py integrations/transformers/test_files.py "
     "integrations/transformers/test_pipelines.py integrations/transformers/test_models.py",
