@@ -413,7 +413,7 @@ class Live:
         return submitted
 
     def _next(self, call: _Call, account: Account) -> int:
-        """Take the next row, which of a sorted batch is the surest one unless the rule defers others."""
+        """Take the next row: of a sorted batch the surest one, unless the rule defers others."""
         if call.order.sorted:
             most_doubtful = call.order.upcoming(1)[0]
             if self._audit_probability(call, most_doubtful, account) < 1.0:
@@ -475,7 +475,7 @@ class Live:
         prediction = call.predictions.get(position, _NO_PREDICTION)
         label = prediction.label
         doubt = prediction.doubt
-        # A row that is picked for its doubt says nothing of how the doubts of others are to be read.
+        # A row that is picked for its doubt is no evidence of how the doubts of others are read.
         deferred = Row(key, None if call.order.sorted else label, doubt, 1.0, True)
         if label is None or self.level == 0.0:
             return deferred

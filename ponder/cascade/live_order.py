@@ -59,7 +59,7 @@ class Order:
         return list(islice(chain(self._put_back, self._rows), count))
 
     def take(self) -> int:
-        """Take a row that was put back, or the first one, which is the most doubtful one of sorted rows."""
+        """Take a row that was put back, or the first one; of sorted rows the most doubtful one."""
         if self._put_back:
             return self._put_back.popleft()
         self._taken_first += 1
