@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -456,12 +457,15 @@ def _fit(features: _Sparse, names: Strings, seed: int) -> _Fitted:
     model: _Regression = linear.LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
     fitting, held_out = split(np.arange(len(names)), (0.8, 0.2), seed=seed)
     temperature = 1.0
-    if len(np.unique(names[fitting])) > 1:
-        model.fit(features[fitting], names[fitting])
-        temperature = _temperature(model, features[held_out], names[held_out])
-        # From there the fit on all texts is near, if it has the same classes.
-        model.warm_start = len(model.classes_) == len(np.unique(names))
-    model.fit(features, names)
+    with warnings.catch_warnings():
+        # A stream begins with few texts of each class, and labels are never numbers here.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        if len(np.unique(names[fitting])) > 1:
+            model.fit(features[fitting], names[fitting])
+            temperature = _temperature(model, features[held_out], names[held_out])
+            # From there the fit on all texts is near, if it has the same classes.
+            model.warm_start = len(model.classes_) == len(np.unique(names))
+        model.fit(features, names)
     classes = tuple(map(str, model.classes_))
     return _Fitted(classes, _weights(model), _bias(model), temperature)
 

@@ -241,6 +241,12 @@ def test_a_student_knows_words_that_came_once_and_characters_that_came_again() -
     assert not {gram for gram in known if "zeb" in gram} - {"zebra"}
 
 
+def test_a_student_learns_many_classes_of_few_texts_without_a_warning() -> None:
+    names = [f"class {number}" for number in range(30)]
+    student = Student.fit([f"{name} text" for name in names], names)
+    assert set(student.classes) == set(names)
+
+
 def test_a_text_has_the_mean_embedding_of_its_tokens_however_long_it_is() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
