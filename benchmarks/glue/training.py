@@ -261,6 +261,8 @@ def _score(
         labels = np.asarray(prediction.label_ids)
         if not isinstance(model.ponder.head, PerStep) or isinstance(model.policy, LastStep):
             return {"score": score(np.asarray(prediction.predictions), labels)}
+        # The rows of a record are in the order of the data; those of a prediction are grouped by length.
+        labels = np.asarray(data["labels"])
         steps = record(model, data).outputs.float().numpy().swapaxes(0, 1)
         return {"score": float(np.mean([score(outputs, labels) for outputs in steps]))}
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from transformers import EvalPrediction
 from typer.testing import CliRunner
 
 from benchmarks import tasks
 from benchmarks.command_line import parse_fields
 from benchmarks.examples import load_tokenizer, tokenize
 from benchmarks.glue import sweep as sweeps
+from benchmarks.glue import training
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result, read_all
@@ -44,6 +48,21 @@ def config(backbone: str, **changes: Any) -> RunConfig:
 
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_epochs_are_selected_by_rows_and_labels_of_one_order(
+    monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    """The trainer groups rows by length, and a record has them as they are in the data."""
+    labels = np.arange(20) % 3 == 0
+    logits = torch.nn.functional.one_hot(torch.tensor(labels).long(), 2)
+    every_step = SimpleNamespace(outputs=logits[:, None].expand(-1, 4, -1).float())
+    monkeypatch.setattr(training, "record", lambda model, data: every_step)
+    model = training.build(config(backbone, recipe="pabee"), num_labels=2)
+    data = Dataset.from_dict({"labels": labels.astype(int)})
+    grouped = EvalPrediction(predictions=np.zeros((20, 2)), label_ids=np.sort(labels).astype(int))
+    score = training._score(tasks.get("RTE"), model, data)(grouped)
+    assert score == {"score": 1.0}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
