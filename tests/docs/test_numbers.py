@@ -174,6 +174,11 @@ def luck() -> float:
     return sum(ahead) / len(ahead)
 
 
+def best_is_last(run: Result) -> bool:
+    by_epoch = run["training"][0]["held_out_scores"]
+    return by_epoch[-1] == max(by_epoch)
+
+
 def reached_cap(run: Result) -> bool:
     return len(run["training"][0]["held_out_scores"]) >= run.config["epochs"]
 
@@ -197,6 +202,10 @@ def palbert_claims() -> Iterator[str]:
         f"on the held-out rows of the same runs ({held_out['palbert']:.1f}, "
         f"{held_out['vanilla']:.1f}; PonderNet {held_out['pondernet']:.1f})"
     )
+    shared = [run for run in runs() if run["backbone"] == "shared"]
+    learnt = [run for run in shared if run["task"] in ("CoLA", "SST-2")]
+    assert all(best_is_last(run) for run in learnt)
+    yield "On CoLA and SST-2 it happened to keep the last of"
     plain = {run["config"]["lr"]: run for run in read_all(RESULTS / "plbert")}
     fast, slow = plain[1.5e-4], plain[5e-5]
     scores = {lr: 100 * run.score("full_depth") for lr, run in plain.items()}
