@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Graph:
         # Threads that spin while they wait would starve all others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = threads or _threads_of_environment()
+        _share_memory(onnxruntime)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
@@ -64,6 +67,22 @@ class Graph:
             name: np.ascontiguousarray(arrays[name], kind) for name, kind in self.inputs.items()
         }
         return dict(zip(self.outputs, self._session.run(None, read), strict=True))
+
+
+@cache
+def _share_memory(onnxruntime: Any) -> None:
+    """Let all graphs of this process take memory from one arena.
+
+    Steps run one after the other, and an arena keeps what it once needed. With an arena for each
+    graph, a model of N steps would keep N times the memory of one step.
+    """
+    arena = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    onnxruntime.create_and_register_allocator(arena, None)
 
 
 def _threads_of_environment() -> int:

@@ -185,7 +185,10 @@ def _varied(module: nn.Module) -> nn.Module:
 
 
 def _is_constant(weight: Tensor) -> bool:
-    return weight.is_floating_point() and weight.numel() > 0 and len(weight.unique()) == 1
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return False
+    first = weight.flatten()[0]
+    return bool((weight == first).all())
 
 
 def _run(hidden: Tree, context: Arguments, start: int = 0) -> tuple[list[Tree], list[Tensor]]:
