@@ -28,9 +28,12 @@ def run_command(
     text_dir: Annotated[
         Path | None, typer.Option(envvar="TEXT_DIR", help="Folder of the other tasks.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="minilm or mpnet.")] = "minilm",
+    backbone: Annotated[str, typer.Option(help="minilm, mpnet or e5.")] = "minilm",
     disagreement: Annotated[float, typer.Option(help="Share of answers that may differ.")] = 0.02,
     texts: Annotated[int, typer.Option(min=50, help="Largest number of texts of the race.")] = 3000,
+    tokens: Annotated[
+        int | None, typer.Option(min=16, help="Join short texts of one class up to so many tokens.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the race.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder of fine-tuned models.")] = Path("runs/models"),
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/advice"),
@@ -40,8 +43,11 @@ def run_command(
 
     hide_bars()
     folders = {"--glue-dir": glue_dir, "--text-dir": text_dir}
-    found = measure(task, backbone, folders, work, disagreement, texts, seed)
-    write_json(out / f"{found['task'].lower()}-{found['backbone']}-s{seed}.json", found)
+    found = measure(task, backbone, folders, work, disagreement, texts, seed, tokens)
+    name = f"{found['task'].lower()}-{found['backbone']}-s{seed}.json"
+    if tokens is not None:
+        name = f"long/{tokens}-{name}"
+    write_json(out / name, found)
     rows = [
         (
             row["name"],

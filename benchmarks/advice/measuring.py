@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from benchmarks import graded, tasks
+from benchmarks.advice.lengthening import LongTexts, lengthen
 from benchmarks.environment import environment
 from benchmarks.finetuned.demo import GENERATED, TRAIN, generated
 from benchmarks.finetuned.fine_tune import fine_tune
@@ -28,6 +30,11 @@ TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoL
 """Rows of `train.shuffle(seed=seed)` that train each model; the race gets later ones."""
 _ROUNDS = 5
 _TIMED = 256
+_LONG_TESTS = 300
+"""Number of long test texts, which are made of short ones."""
+_LONG_ROUNDS = 3
+_LONG_TIMED = 32
+"""A text of 256 tokens costs as much as some fifteen short ones, so fewer are timed."""
 _NEAR = 1.05
 _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
 
@@ -44,6 +51,8 @@ class Texts:
         test_labels: Their classes.
         outside: Test texts out of scope, which are evaluated separately: a promise is about texts
             like those that certify it.
+        mean_tokens: Mean number of tokens of the texts of the race, and of the test texts; None
+            for short texts.
     """
 
     task: str
@@ -52,6 +61,15 @@ class Texts:
     test: list[str]
     test_labels: list[str]
     outside: list[str] = field(default_factory=list)
+    mean_tokens: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Numbers of texts and of rounds of a timing."""
+
+    texts: int
+    rounds: int
 
 
 def measure(
@@ -62,15 +80,27 @@ def measure(
     level: float,
     most: int,
     seed: int,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Race a fine-tuned model on one thread, and evaluate choice and promise on the test texts."""
+    """Race a fine-tuned model on one thread, and evaluate choice and promise on the test texts.
+
+    If `tokens` is given, all texts are long ones, made of short texts up to so many tokens.
+    """
     torch.set_num_threads(1)
     timing.clock = time.process_time  # other processes may be running
     if name == "generated":
         texts = _generated(backbone, work, most, seed)
     else:
-        texts = _of_task(name, backbone, folders, most, seed)
+        # Long texts are made of all short ones that did not train the model.
+        limit = most if tokens is None else None
+        texts = _of_task(name, backbone, folders, limit, seed)
     model = _folder(texts.task, backbone, work, seed)
+    timed = Timed(_TIMED, _ROUNDS)
+    if tokens is not None:
+        texts = _lengthened(texts, model, tokens, most, seed)
+        timed = Timed(_LONG_TIMED, _LONG_ROUNDS)
+        timing.TIMED = _LONG_TIMED
+        timing.ROUNDS = _LONG_ROUNDS
     start = time.process_time()
     advice = advise(model, texts.race, texts.race_labels, disagreement=level, seed=seed)
     seconds = time.process_time() - start
@@ -83,6 +113,8 @@ def measure(
             "texts": len(texts.race),
             "seed": seed,
             "clock": "processor, one thread",
+            "tokens": tokens,
+            "mean_tokens": texts.mean_tokens,
         },
         "race_processor_seconds": seconds,
         "peak_megabytes": peak,
@@ -90,17 +122,20 @@ def measure(
         "sentence": advice.sentence,
         "remarks": list(advice.remarks),
         "race": [{key: _plain(value) for key, value in row.items()} for row in advice.table],
-        "test": _evaluate(advice, texts, level, seed),
+        "test": _evaluate(advice, texts, level, seed, timed),
         "environment": environment(torch.device("cpu")),
     }
 
 
-def _evaluate(advice: Advice, texts: Texts, level: float, seed: int) -> dict[str, Any]:
+def _evaluate(
+    advice: Advice, texts: Texts, level: float, seed: int, timed: Timed
+) -> dict[str, Any]:
     """Return all ways on the test texts, and whether choice and promise were right."""
     ways = [way for way in advice.ways if way.name != "blind mix"]
     full = ways[0].model
-    rows = [_on_test(way, full.predict(texts.test).labels, texts) for way in ways]
-    _add_seconds(rows, ways, texts.test, seed)
+    full_labels = full.predict(texts.test).labels
+    rows = [_on_test(way, full_labels, texts) for way in ways]
+    _add_seconds(rows, ways, texts.test, seed, timed)
     chosen = next(row for row in rows if row["name"] == advice.winner.name)
     fastest = min(row["seconds"] for row in rows if row["promise"] is not None)
     others = round(chosen["other_answers"] * len(texts.test))
@@ -140,16 +175,19 @@ def _generated(backbone: str, work: Path, most: int, seed: int) -> Texts:
 
 
 def _of_task(
-    name: str, backbone: str, folders: Mapping[str, Path | None], most: int, seed: int
+    name: str, backbone: str, folders: Mapping[str, Path | None], most: int | None, seed: int
 ) -> Texts:
-    """Return fresh training texts, and test texts in and out of scope."""
+    """Return fresh training texts, all or at most `most`, and test texts in and out of scope."""
     task = tasks.get(name)
     test_split = task.dev_splits[0]
     splits = task.load(folders[task.folder_option], ("train", test_split))
     train = splits["train"].shuffle(seed=seed)
     names = list(train.features["label"].names)
     start = TAUGHT[task.name]
-    fresh = train.select(range(start, min(start + most, len(train))))
+    end = len(train)
+    if most is not None:
+        end = min(start + most, end)
+    fresh = train.select(range(start, end))
     race, race_labels = _joined(fresh, names, backbone)
     test, test_labels = _joined(splits[test_split], names, backbone)
     apart = None if task.outside is None else names[task.outside]
@@ -161,6 +199,29 @@ def _of_task(
         test=[test[place] for place in inside],
         test_labels=[test_labels[place] for place in inside],
         outside=[text for text, label in zip(test, test_labels, strict=True) if label == apart],
+    )
+
+
+def _lengthened(texts: Texts, model: Path, tokens: int, most: int, seed: int) -> Texts:
+    """Return long texts, made of the short texts of a race and of a test."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    room = tokens - tokenizer.num_special_tokens_to_add()
+
+    def lengthened(short: list[str], labels: list[str], count: int) -> LongTexts:
+        encoded = tokenizer(short, add_special_tokens=False)
+        sizes = [len(ids) for ids in encoded["input_ids"]]
+        return lengthen(short, labels, sizes, room, count, seed)
+
+    race = lengthened(texts.race, texts.race_labels, most)
+    test = lengthened(texts.test, texts.test_labels, _LONG_TESTS)
+    return replace(
+        texts,
+        race=race.texts,
+        race_labels=race.labels,
+        test=test.texts,
+        test_labels=test.labels,
+        outside=[],
+        mean_tokens=(race.mean_tokens, test.mean_tokens),
     )
 
 
@@ -193,13 +254,17 @@ def _different(some: Sequence[str | None], others: Sequence[str | None]) -> floa
 
 
 def _add_seconds(
-    rows: Sequence[dict[str, Any]], ways: Sequence[Way], texts: Sequence[str], seed: int
+    rows: Sequence[dict[str, Any]],
+    ways: Sequence[Way],
+    texts: Sequence[str],
+    seed: int,
+    timed: Timed,
 ) -> None:
     """Time all ways in turn on some test texts."""
-    places = np.random.default_rng(seed).permutation(len(texts))[:_TIMED]
+    places = np.random.default_rng(seed).permutation(len(texts))[: timed.texts]
     some = [texts[place] for place in places]
     rounds = [list[float]() for _ in ways]
-    for _ in range(_ROUNDS):
+    for _ in range(timed.rounds):
         for way, seconds in zip(ways, rounds, strict=True):
             start = time.process_time()
             way.model.predict(some)

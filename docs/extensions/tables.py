@@ -772,6 +772,33 @@ def advice() -> str:
     return table(head, rows) + made_by(found)
 
 
+def long_texts() -> str:
+    """Return what the ways of `ponder advise` give on long texts, all on test texts."""
+    found = [read(path) for path in sorted((RESULTS / "advice" / "long").glob("*-s*.json"))]
+    rows = []
+    for one in found:
+        ways = one["test"]["ways"]
+        plain = ways[0]["seconds"]
+        name = f"{one['task']}, {NAMES[one['backbone']]}"
+        tokens = f"{one['settings']['mean_tokens'][1]:.0f}"
+        for way in ways:
+            promise = "–" if way["promise"] is None else f"{way['promise']:.0%}"
+            rows.append(
+                (
+                    name,
+                    tokens,
+                    way["name"],
+                    f"{1e3 * way['seconds']:.0f}",
+                    f"{plain / way['seconds']:.2f}",
+                    promise,
+                    f"{way['other_answers']:.2%}",
+                    f"{way['accuracy']:.1%}",
+                )
+            )
+    head = ("model", "tokens", "way", "ms", "×", "promised", "other answers", "right")
+    return table(head, rows) + made_by(found)
+
+
 def live() -> str:
     """Return calls and other answers of `Live` and its rivals on streams, means over seeds."""
     report = import_module("benchmarks.live.report")
@@ -942,6 +969,7 @@ TABLES: dict[str, Callable[[], str]] = {
         live_batches,
         live_faults,
         advice,
+        long_texts,
     )
 }
 TABLES |= {name: partial(samples, *commands) for name, commands in SAMPLES.items()}
@@ -972,5 +1000,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "redraws": ("ponder/cascade", "ponder/calibration"),
     "traffic": ("ponder/calibration",),
     "advice": ("ponder/advice", "ponder/cascade", "ponder/calibration"),
+    "long_texts": ("ponder/advice", "ponder/cascade", "ponder/calibration"),
 }
 """The code that a table measures; the site says how many commits have changed it since."""

@@ -19,6 +19,7 @@ from ponder.calibration.records import Floats
 __all__ = [
     "ALONE",
     "ROUNDS",
+    "TIMED",
     "Seconds",
     "Waiting",
     "clock",
@@ -31,14 +32,15 @@ __all__ = [
 ROUNDS = 4
 ALONE = 12
 """Number of single texts in a round."""
-_TIMED = 128
+TIMED = 128
 """Texts of a round, in batches."""
 _WARM_UP = 32
 """Texts that are answered before the first round."""
 _DRAWS = 500
 """Samples of texts, of which the most representative is timed."""
 clock = time.perf_counter
-"""The clock, in seconds; `benchmarks.advice` replaces it by that of the processor."""
+"""The clock, in seconds; `benchmarks.advice` replaces it by that of the processor, and times fewer
+texts if they are long."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def sample(columns: Floats, seed: int) -> NDArray[np.int64]:
     """
     scaled = (columns - columns.mean(axis=0)) / np.maximum(columns.std(axis=0), 1e-9)
     draw = np.random.default_rng(seed)
-    size = min(_TIMED, len(columns))
+    size = min(TIMED, len(columns))
     samples = [draw.choice(len(columns), size, replace=False) for _ in range(_DRAWS)]
 
     def distance(rows: NDArray[np.int64]) -> float:
