@@ -173,10 +173,16 @@ def _promised(axes: Any) -> None:
     cases = [
         ("banking77", "minilm"),
         ("sst-2", "minilm"),
-        ("banking77", "mpnet"),
+        ("banking77", "e5"),
         ("sst-2", "mpnet"),
     ]
-    names = {"minilm": "MiniLM", "mpnet": "MPNet", "banking77": "Banking77", "sst-2": "SST-2"}
+    names = {
+        "minilm": "MiniLM",
+        "mpnet": "MPNet",
+        "e5": "E5",
+        "banking77": "Banking77",
+        "sst-2": "SST-2",
+    }
     height = 0.8 / len(ways)
     for number, (way, color) in enumerate(ways.items()):
         speed_ups = []
@@ -295,7 +301,7 @@ def rerank(figure: Any) -> None:
         "TopK": "#0072B2",
         "TopK, first stage": "#D55E00",
     }
-    names = {"minilm": "MiniLM", "mpnet": "MPNet"}
+    names = {"minilm": "MiniLM", "mpnet": "MPNet", "e5": "E5"}
     results = [read_json(path) for path in sorted((RESULTS / "rerank").glob("*-s0-k10.json"))]
     raced = [found for found in results if "curves" in found]
     for axes, found in zip(
