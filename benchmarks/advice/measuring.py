@@ -36,7 +36,7 @@ _LONG_ROUNDS = 3
 _LONG_TIMED = 32
 """A text of 256 tokens costs as much as some fifteen short ones, so fewer are timed."""
 _NEAR = 1.05
-_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
+_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> ", "e5": " </s></s> "}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ __all__ = ["LabelledTexts", "Setting", "at_exits", "certified", "record_of"]
 
 TRAINING = {"Banking77": (5000, 5), "CLINC150": (6000, 4), "SST-2": (8000, 2), "MRPC": (1800, 4)}
 """By task, the number of training rows of the model, and of epochs."""
-_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> "}
+_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> ", "e5": " </s></s> "}
 _RATES = {"minilm": 2e-4, "mpnet": 5e-5, "e5": 2e-4}
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
 Floats = NDArray[Any]
