@@ -19,7 +19,7 @@ from benchmarks.gallery.paper import exits_of_palbert, palbert_beside_pabee
 from benchmarks.glue.config import DEFAULT
 from benchmarks.glue.report.groups import BLIND_FAIR, Group, choose
 from benchmarks.glue.report.summary import COMMON, SUITES
-from benchmarks.glue.results import read_all
+from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.sweep import suite_named
 from benchmarks.live import report
 from ponder import StepDistribution
@@ -30,7 +30,7 @@ __all__ = ["FIGURES", "digest_of_figure", "draw"]
 RESULTS = Path(__file__).parents[1] / "results"
 TASK = "SST-2"
 BACKBONE = "minilm"
-_RECIPES = {DEFAULT: "#009E73", "palbert": "#D55E00", "pabee": "#CC79A7"}
+_RECIPES = {DEFAULT: "#009E73", "palbert": "#D55E00", "pabee": "#CC79A7", "deebert": "#0072B2"}
 _GREY = "#666666"
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -47,33 +47,38 @@ _STYLE: Any = {
 def headline(figure: Any) -> None:
     """Left: score against speed-up on a GLUE task. Right: steps against difficulty, on puzzles."""
     left, right = figure.subplots(1, 2)
-    _score_by_speed_up(left)
+    runs = read_all(RESULTS / "whole")
+    _score_by_speed_up(left, runs, [DEFAULT, "deebert"], "SST-2, MiniLM, all 67,349 examples")
     _steps_by_difficulty(right)
 
 
 def score(figure: Any) -> None:
     """Score against speed-up on a GLUE task, with the plain model and smaller models beside it."""
-    _score_by_speed_up(figure.subplots())
-
-
-def _score_by_speed_up(axes: Any) -> None:
     suite = suite_named(SUITES[BACKBONE])
-    found = read_all(RESULTS / "glue")
     runs = [
         run
-        for run in found
+        for run in read_all(RESULTS / "glue")
         if run["backbone"] == BACKBONE and run["task"] == TASK and suite.has(run)
     ]
+    recipes = [DEFAULT, "palbert", "pabee"]
+    _score_by_speed_up(figure.subplots(), runs, recipes, "SST-2, MiniLM, 10,000 examples")
+
+
+def _score_by_speed_up(
+    axes: Any, runs: Sequence[Result], recipes: Sequence[str], title: str
+) -> None:
+    """Draw some recipes, a blind choice, the plain model and cut ones, all of one task."""
     groups = {name: group for (name, _), group in choose(runs).items()}
-    for recipe, color in _RECIPES.items():
-        _line(axes, groups[recipe], COMMON, color=color, label=recipe, linewidth=2)
+    for recipe in recipes:
+        style = {"color": _RECIPES[recipe], "label": recipe, "linewidth": 2}
+        _line(axes, groups[recipe], COMMON, **style)
     blind = {
         "color": _RECIPES[DEFAULT],
         "linestyle": ":",
         "label": f"{DEFAULT}, one step for all",
     }
     _line(axes, groups[DEFAULT], BLIND_FAIR, **blind)
-    plain = statistics.median(groups["vanilla"].scores)
+    plain = groups[DEFAULT].at(1.0, COMMON)  # full depth is the plain model, bit for bit
     axes.axhline(plain, color=_GREY, linestyle="--", label="plain model, all layers")
     for taught, marker, label in (
         (False, "D", "plain model, fewer layers"),
@@ -82,11 +87,12 @@ def _score_by_speed_up(axes: Any) -> None:
         cuts = [group for group in groups.values() if group.is_cut and group.is_taught == taught]
         scores = [statistics.median(cut.scores) for cut in cuts]
         style = {"color": _GREY, "fillstyle": "none" if taught else None, "label": label}
-        axes.plot([cut.speed_up for cut in cuts], scores, marker, **style)
+        if cuts:
+            axes.plot([cut.speed_up for cut in cuts], scores, marker, **style)
     axes.set(
         xlabel="speed-up in steps; all recipes left by confidence",
         ylabel="accuracy, %",
-        title="SST-2, MiniLM",
+        title=title,
     )
     axes.xaxis.set_major_formatter("×{x:.1f}")
     low, high = axes.get_ylim()

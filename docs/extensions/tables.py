@@ -25,6 +25,7 @@ RERANKED = (
     *(("TopK, first stage", margin) for margin in (3.0, 2.0, 0.5)),
 )
 ONE_MODEL_SPEED_UPS = (1.5, 2.0, 3.0)
+WHOLE_SPEED_UPS = (1.0, 1.5, 2.0, 3.0)
 _LINES = 14
 """Lines of an output that a page shows."""
 BROKEN = " ✗"
@@ -177,6 +178,33 @@ def _median_gaps(pairs: Sequence[tuple[Any, Any]]) -> list[float]:
 def ablation() -> str:
     """Return PALBERT's four changes to PonderNet, one after the other."""
     return reported("ablation", "minilm")
+
+
+def whole() -> str:
+    """Return the accuracy on SST-2 of models that were trained on all its examples, on both splits."""
+    groups = import_module("benchmarks.glue.report.groups")
+    found = import_module("benchmarks.glue.results").read_all(RESULTS / "whole")
+    splits = {"dev": found, "held out": [run.held_out for run in found]}
+    rows = []
+    for split, runs in splits.items():
+        chosen = {name: group for (name, _), group in groups.choose(runs).items()}
+        for name, group in chosen.items():
+            rows.append([split, f"`{name}`", *(_whole_cell(group, at) for at in WHOLE_SPEED_UPS)])
+        blind = [chosen["frozen"].at(at, groups.BLIND_FAIR) for at in WHOLE_SPEED_UPS[1:]]
+        rows.append([split, "blind, chosen on held-out rows", "–", *map(points, blind)])
+    return table(["rows", "recipe", *(f"×{at:g}" for at in WHOLE_SPEED_UPS)], rows)
+
+
+def _whole_cell(group: Any, speed_up: float) -> str:
+    """Return the score of a recipe left by confidence; of a cut encoder, that at its own speed-up."""
+    if group.is_cut and round(group.speed_up, 2) != speed_up:
+        return "–"
+    return points(group.at(speed_up, "confidence"))
+
+
+def points(score: float | None) -> str:
+    """Return a score in percent; a dash where there is none."""
+    return "–" if score is None else f"{score:.1f}"
 
 
 def earlier() -> str:
@@ -936,6 +964,7 @@ TABLES: dict[str, Callable[[], str]] = {
         bootstrap,
         repeats,
         ablation,
+        whole,
         earlier,
         shared,
         switches,
