@@ -207,6 +207,37 @@ def points(score: float | None) -> str:
     return "–" if score is None else f"{score:.1f}"
 
 
+def longer() -> str:
+    """Return runs with twice as many epochs, beside the same runs of the suite, at ×2 by confidence."""
+    read_all = import_module("benchmarks.glue.results").read_all
+    label = import_module("benchmarks.glue.config").recipe_label
+    suite = import_module("benchmarks.glue.sweep").suite_named("pays")
+    of_suite = [run for run in read_all(RESULTS / "glue") if suite.has(run)]
+    rows = []
+    for run in read_all(RESULTS / "longer"):
+        shorter = next(each for each in of_suite if _same_but_epochs(each, run))
+        name = label(run["recipe"], run.config["recipe_options"])
+        for each in (shorter, run):
+            epochs = f"{len(each['training'][0]['held_out_scores'])} of {each.config['epochs']}"
+            scores = (_at_two(each.held_out), _at_two(each))
+            rows.append([run["task"], f"`{name}`", epochs, *map(points, scores)])
+    return table(["task", "recipe", "epochs", "held out", "dev"], rows)
+
+
+def _same_but_epochs(one: Any, other: Any) -> bool:
+    """Return whether two runs differ in nothing but the number of epochs."""
+    fields = ("task", "recipe", "recipe_options", "backbone", "seed", "lr")
+    return all(one.config[name] == other.config[name] for name in fields)
+
+
+def _at_two(run: Any) -> float:
+    """Return the score at ×2 in steps by confidence; of a cut encoder, its own."""
+    if run["recipe"] == "static":
+        return 100 * float(run.score("exits"))
+    score_at = import_module("benchmarks.glue.report.groups").score_at
+    return 100 * float(score_at(run, "confidence", run["num_steps"] / 2))
+
+
 def earlier() -> str:
     """Return the scores of runs by version 0.1.0, which no other table shows: recipes, seeds and tasks as they came."""
     results = import_module("benchmarks.glue.results").read_all(RESULTS / "glue")
@@ -965,6 +996,7 @@ TABLES: dict[str, Callable[[], str]] = {
         repeats,
         ablation,
         whole,
+        longer,
         earlier,
         shared,
         switches,
