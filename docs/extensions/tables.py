@@ -209,19 +209,35 @@ def points(score: float | None) -> str:
 
 def longer() -> str:
     """Return runs with twice as many epochs, beside the same runs of the suite, at ×2 by confidence."""
-    read_all = import_module("benchmarks.glue.results").read_all
     label = import_module("benchmarks.glue.config").recipe_label
-    suite = import_module("benchmarks.glue.sweep").suite_named("pays")
-    of_suite = [run for run in read_all(RESULTS / "glue") if suite.has(run)]
     rows = []
-    for run in read_all(RESULTS / "longer"):
-        shorter = next(each for each in of_suite if _same_but_epochs(each, run))
+    for shorter, run in _pairs_of_longer_runs():
         name = label(run["recipe"], run.config["recipe_options"])
         for each in (shorter, run):
             epochs = f"{len(each['training'][0]['held_out_scores'])} of {each.config['epochs']}"
             scores = (_at_two(each.held_out), _at_two(each))
             rows.append([run["task"], f"`{name}`", epochs, *map(points, scores)])
     return table(["task", "recipe", "epochs", "held out", "dev"], rows)
+
+
+def gains_of_longer_runs() -> list[float]:
+    """Return the points by which runs with twice as many epochs are better, held out and on dev."""
+    gains = []
+    for shorter, run in _pairs_of_longer_runs():
+        gains += [
+            _at_two(run.held_out) - _at_two(shorter.held_out),
+            _at_two(run) - _at_two(shorter),
+        ]
+    return gains
+
+
+def _pairs_of_longer_runs() -> Iterator[tuple[Any, Any]]:
+    """Yield each run of the suite `pays` that has a longer one, and this."""
+    read_all = import_module("benchmarks.glue.results").read_all
+    suite = import_module("benchmarks.glue.sweep").suite_named("pays")
+    of_suite = [run for run in read_all(RESULTS / "glue") if suite.has(run)]
+    for run in read_all(RESULTS / "longer"):
+        yield next(each for each in of_suite if _same_but_epochs(each, run)), run
 
 
 def _same_but_epochs(one: Any, other: Any) -> bool:
