@@ -28,13 +28,8 @@ __all__ = ["measure"]
 
 TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoLA": 4000}
 """Rows of `train.shuffle(seed=seed)` that train each model; the race gets later ones."""
-_ROUNDS = 5
-_TIMED = 256
 _LONG_TESTS = 300
 """Number of long test texts, which are made of short ones."""
-_LONG_ROUNDS = 3
-_LONG_TIMED = 32
-"""A text of 256 tokens costs as much as some fifteen short ones, so fewer are timed."""
 _NEAR = 1.05
 _SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> ", "e5": " </s></s> "}
 
@@ -72,6 +67,11 @@ class Timed:
     rounds: int
 
 
+_SHORT = Timed(texts=256, rounds=5)
+_LONG = Timed(texts=32, rounds=3)
+"""A text of 256 tokens costs as much as some fifteen short ones, so fewer are timed."""
+
+
 def measure(
     name: str,
     backbone: str,
@@ -95,12 +95,12 @@ def measure(
         limit = most if tokens is None else None
         texts = _of_task(name, backbone, folders, limit, seed)
     model = _folder(texts.task, backbone, work, seed)
-    timed = Timed(_TIMED, _ROUNDS)
+    timed = _SHORT
     if tokens is not None:
         texts = _lengthened(texts, model, tokens, most, seed)
-        timed = Timed(_LONG_TIMED, _LONG_ROUNDS)
-        timing.TIMED = _LONG_TIMED
-        timing.ROUNDS = _LONG_ROUNDS
+        timed = _LONG
+        timing.TIMED = timed.texts
+        timing.ROUNDS = timed.rounds
     start = time.process_time()
     advice = advise(model, texts.race, texts.race_labels, disagreement=level, seed=seed)
     seconds = time.process_time() - start

@@ -33,14 +33,13 @@ ROUNDS = 4
 ALONE = 12
 """Number of single texts in a round."""
 TIMED = 128
-"""Texts of a round, in batches."""
+"""Texts of a round, in batches; `benchmarks.advice` times fewer if they are long."""
 _WARM_UP = 32
 """Texts that are answered before the first round."""
 _DRAWS = 500
 """Samples of texts, of which the most representative is timed."""
 clock = time.perf_counter
-"""The clock, in seconds; `benchmarks.advice` replaces it by that of the processor, and times fewer
-texts if they are long."""
+"""The clock, in seconds; `benchmarks.advice` replaces it by that of the processor."""
 
 
 @dataclass(frozen=True)

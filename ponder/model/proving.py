@@ -185,6 +185,7 @@ def _varied(module: nn.Module) -> nn.Module:
 
 
 def _is_constant(weight: Tensor) -> bool:
+    """Return whether all numbers are the same, without sorting them: an embedding has millions."""
     if not weight.is_floating_point() or weight.numel() == 0:
         return False
     first = weight.flatten()[0]

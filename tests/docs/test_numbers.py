@@ -26,7 +26,7 @@ from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.sweep import suite_named
 from benchmarks.live import report
 from docs.extensions.pages import commits_since, pages, staleness, with_tables, without_tables
-from docs.extensions.tables import RESULTS
+from docs.extensions.tables import RESULTS, gains_of_longer_runs
 from tests.docs.shown_code import prose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,11 +136,7 @@ def signed(values: list[float]) -> str:
 def pays_claims() -> Iterator[str]:
     blind = [signed(gaps(backbone, "blind_fair")) for backbone in ("minilm", "mpnet")]
     yield f"at ×1.5, ×2 and ×3 | met: {blind[0]} | met: {blind[1]} |"
-    again = {run.path.name: run for run in read_all(RESULTS / "repeated") if run["task"] == "STS-B"}
-    repeated = [again.get(run.path.name, run) for run in runs() if run["backbone"] == "minilm"]
-    yield f"the lead on MiniLM is {signed(gaps('minilm', 'blind_fair', repeated))}, and ×3 is missed"
-    from docs.extensions.tables import gains_of_longer_runs
-
+    yield from claims_of_the_other_run()
     assert max(gains_of_longer_runs()) < 0.15
     yield "neither improves by more than 0.1 points on Banking77"
     cut = [signed(gaps(backbone, "static")[:2]) for backbone in ("minilm", "mpnet")]
@@ -164,6 +160,17 @@ def pays_claims() -> Iterator[str]:
     level = score_at_confidence(held_out["frozen"], 2.0) - held_out["static"].score("exits")
     assert abs(100 * level) < 0.2
     yield f"the MPNet models of `frozen` are {luck():.1f} points better than the plain runs"
+
+
+def claims_of_the_other_run() -> Iterator[str]:
+    """What two goals become with the other run of the default on STS-B."""
+    again = {run.path: run for run in read_all(RESULTS / "repeated") if run["task"] == "STS-B"}
+    by_name = {path.name: run for path, run in again.items() if path is not None}
+    swapped = [by_name.get(run.path.name, run) for run in runs() if run.path is not None]
+    ahead = signed(gaps("minilm", "blind_fair", swapped))
+    yield f"the lead on MiniLM is {ahead}, and ×3 is missed"
+    full = summary(swapped)["minilm"]["1"]["macro"]["frozen"]
+    yield f"full depth is {full:.1f}, and misses its goal too"
 
 
 def is_cut_to(run: Result, steps: int) -> bool:
@@ -253,6 +260,8 @@ def cascades_claims() -> Iterator[str]:
         assert not any(promises_of(found, task).values())
     yield f"up to {worst_out_of_scope():.0%} get another answer under a promise of 5%."
     yield from goals_of_cascades(found)
+    failed = read("cascades/not-learnt/mrpc-e5-s0.json")["model"]["accuracy"]
+    yield f"E5 does not learn MRPC from 1,800 pairs ({failed:.1%})"
     yield from checks_claims()
     yield from curve_claims()
     yield from batches_claims()
