@@ -21,17 +21,16 @@ from benchmarks.advice.lengthening import LongTexts, lengthen
 from benchmarks.environment import environment
 from benchmarks.finetuned.demo import GENERATED, TRAIN, generated
 from benchmarks.finetuned.fine_tune import fine_tune
+from benchmarks.finetuned.schedules import ROWS
+from benchmarks.pairs import texts_of
 from ponder.advice import Advice, Way, advise, timing
 from ponder.calibration.verdict import judge
 
 __all__ = ["measure"]
 
-TAUGHT = {"Banking77": 5000, "CLINC150": 6000, "SST-2": 8000, "MRPC": 1800, "CoLA": 4000}
-"""Rows of `train.shuffle(seed=seed)` that train each model; the race gets later ones."""
 _LONG_TESTS = 300
 """Number of long test texts, which are made of short ones."""
 _NEAR = 1.05
-_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> ", "e5": " </s></s> "}
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _of_task(
     splits = task.load(folders[task.folder_option], ("train", test_split))
     train = splits["train"].shuffle(seed=seed)
     names = list(train.features["label"].names)
-    start = TAUGHT[task.name]
+    start = ROWS[task.name]
     end = len(train)
     if most is not None:
         end = min(start + most, end)
@@ -226,13 +225,8 @@ def _lengthened(texts: Texts, model: Path, tokens: int, most: int, seed: int) ->
 
 
 def _joined(rows: Dataset, names: Sequence[str], backbone: str) -> tuple[list[str], list[str]]:
-    """Return texts, pairs joined by the tokenizer's separator, and the names of their classes."""
-    texts = list(rows["sentence1"])
-    if "sentence2" in rows.column_names:
-        texts = [
-            _SEPARATORS[backbone].join(pair) for pair in zip(texts, rows["sentence2"], strict=True)
-        ]
-    return texts, [names[label] for label in rows["label"]]
+    """Return texts, pairs joined, and the names of their classes."""
+    return texts_of(rows, backbone), [names[label] for label in rows["label"]]
 
 
 def _on_test(way: Way, full: Sequence[str | None], texts: Texts) -> dict[str, Any]:

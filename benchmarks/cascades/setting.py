@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks import tasks
 from benchmarks.finetuned.fine_tune import fine_tune
+from benchmarks.finetuned.schedules import schedule
+from benchmarks.pairs import texts_of
 from ponder import split
 from ponder.calibration.records import Record
 from ponder.calibration.risks import OtherAnswers
@@ -30,10 +32,6 @@ from ponder.policies import LastStep
 
 __all__ = ["LabelledTexts", "Setting", "at_exits", "certified", "record_of"]
 
-TRAINING = {"Banking77": (5000, 5), "CLINC150": (6000, 4), "SST-2": (8000, 2), "MRPC": (1800, 4)}
-"""By task, the number of training rows of the model, and of epochs."""
-_SEPARATORS = {"minilm": " [SEP] ", "mpnet": " </s></s> ", "e5": " </s></s> "}
-_RATES = {"minilm": 2e-4, "mpnet": 5e-5, "e5": 2e-4}
 _SHARES = (0.4, 0.2, 0.4)  # as `fit_exits`
 Floats = NDArray[Any]
 
@@ -60,9 +58,9 @@ class LabelledTexts:
 
     @classmethod
     def read(
-        cls, name: str, seed: int, folders: Mapping[str, Path | None], separator: str
+        cls, name: str, seed: int, folders: Mapping[str, Path | None], backbone: str
     ) -> LabelledTexts:
-        """Read a task; `separator` joins the two sentences of a pair."""
+        """Read a task; the two sentences of a pair are joined as the backbone reads them."""
         task = tasks.get(name)
         test_split = task.dev_splits[0]
         splits = task.load(folders[task.folder_option], ("train", test_split))
@@ -70,9 +68,9 @@ class LabelledTexts:
         test = splits[test_split]
         return cls(
             names=list(train.features["label"].names),
-            train=_texts(train, separator),
+            train=texts_of(train, backbone),
             train_labels=np.array(train["label"]),
-            test=_texts(test, separator),
+            test=texts_of(test, backbone),
             test_labels=np.array(test["label"]),
             outside=task.outside,
         )
@@ -104,22 +102,23 @@ class Setting:
     ) -> Setting:
         """Read the task; read the model `<work>/<task>-<backbone>-s<seed>/plain`, or train it."""
         task = tasks.get(name)
-        data = LabelledTexts.read(name, seed, folders, _SEPARATORS.get(backbone, " [SEP] "))
+        data = LabelledTexts.read(name, seed, folders, backbone)
         texts = data.train
         names = data.names
-        many, epochs = TRAINING.get(task.name, (len(texts) // 2, 3))
+        training = schedule(task.name, backbone, len(texts))
+        many = training.rows
         folder = work / f"{task.name.lower()}-{Path(backbone).name}-s{seed}" / "plain"
         if not (folder / "config.json").exists():
-            options: Any = {"lr": _RATES.get(backbone, 5e-5), "seed": seed, "bf16": True}
-            epochs = max(2, epochs - 1) if backbone == "mpnet" else epochs
             fine_tune(
                 backbone,
                 texts[:many],
                 data.train_labels[:many].tolist(),
                 names,
                 folder,
-                epochs=epochs,
-                **options,
+                epochs=training.epochs,
+                lr=training.lr,
+                seed=seed,
+                bf16=True,
             )
         model = read_classifier(folder)
         learned = set(texts[:many])
@@ -217,12 +216,3 @@ def at_exits(outputs: Floats, policy: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return exit steps and answers under a policy, `(rows,)` each."""
     steps = record_of(outputs).exit_steps(policy)
     return steps, outputs[np.arange(len(steps)), steps - 1].argmax(-1)
-
-
-def _texts(rows: Any, separator: str) -> list[str]:
-    """Return the texts of rows; a pair is one text, with the separator that the tokenizer reads."""
-    first = list(rows["sentence1"])
-    if "sentence2" not in rows.column_names:
-        return first
-    pairs = zip(first, rows["sentence2"], strict=True)
-    return [f"{one}{separator}{other}" for one, other in pairs]

@@ -16,9 +16,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-from benchmarks.cascades.setting import TRAINING, LabelledTexts
+from benchmarks.cascades.setting import LabelledTexts
 from benchmarks.environment import environment
 from benchmarks.files import write_json
+from benchmarks.finetuned.schedules import ROWS
 
 __all__ = ["run"]
 
@@ -37,8 +38,8 @@ def run(tasks: Sequence[str], folders: Mapping[str, Path | None], out: Path) -> 
 
 
 def _measure(task: str, seed: int, folders: Mapping[str, Path | None]) -> dict[str, Any]:
-    data = LabelledTexts.read(task, seed, folders, separator=" [SEP] ")
-    taught = TRAINING[task][0]
+    data = LabelledTexts.read(task, seed, folders, backbone="minilm")
+    taught = ROWS[task]
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.cascades import cli, curve, measuring, redraws, setting
+from benchmarks.cascades import cli, curve, measuring, redraws
+from benchmarks.finetuned import schedules
 
 
 def invoke(*arguments: object) -> None:
@@ -25,8 +26,9 @@ def test_cascades_stand_beside_exits_and_a_blind_mix(
         monkeypatch.setattr(module, "LEVELS", (0.3, 0.4))
     monkeypatch.setattr(curve, "LEVEL", 0.3)
     monkeypatch.setattr(curve, "COUNTS", (100,))
-    monkeypatch.setattr(setting, "TRAINING", {"SST-2": (150, 16)})
-    monkeypatch.setattr(setting, "_RATES", {backbone: 5e-3})
+    monkeypatch.setattr(schedules, "ROWS", {"SST-2": 150})
+    monkeypatch.setattr(schedules, "_EPOCHS", {"SST-2": 16})
+    monkeypatch.setattr(schedules, "_RATES", {backbone: 5e-3})
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     monkeypatch.setattr(redraws, "DRAWS", 4)
     monkeypatch.setattr(redraws, "FEWER", 2)
