@@ -208,7 +208,7 @@ def points(score: float | None) -> str:
 
 
 def longer() -> str:
-    """Return runs with twice as many epochs, beside the same runs of the suite, at ×2 by confidence."""
+    """Return runs with twice as many epochs, beside the same runs of the suite, at ×2."""
     label = import_module("benchmarks.glue.config").recipe_label
     rows = []
     for shorter, run in _pairs_of_longer_runs():
@@ -220,15 +220,23 @@ def longer() -> str:
     return table(["task", "recipe", "epochs", "held out", "dev"], rows)
 
 
-def gains_of_longer_runs() -> list[float]:
-    """Return the points by which runs with twice as many epochs are better, held out and on dev."""
-    gains = []
-    for shorter, run in _pairs_of_longer_runs():
-        gains += [
+def gains_of_longer_runs() -> dict[tuple[str, str], tuple[float, float]]:
+    """Return by how many points runs with twice as many epochs are better, by task and recipe.
+
+    Each has two: on the held-out rows and on dev.
+    """
+    return {
+        (run["task"], run["recipe"]): (
             _at_two(run.held_out) - _at_two(shorter.held_out),
             _at_two(run) - _at_two(shorter),
-        ]
-    return gains
+        )
+        for shorter, run in _pairs_of_longer_runs()
+    }
+
+
+def epochs_of_longer_runs() -> list[int]:
+    """Return the numbers of epochs after which runs with twice as many ended."""
+    return [len(run["training"][0]["held_out_scores"]) for _, run in _pairs_of_longer_runs()]
 
 
 def _pairs_of_longer_runs() -> Iterator[tuple[Any, Any]]:
@@ -247,11 +255,17 @@ def _same_but_epochs(one: Any, other: Any) -> bool:
 
 
 def _at_two(run: Any) -> float:
-    """Return the score at ×2 in steps by confidence; of a cut encoder, its own."""
+    """Return the score at ×2 in steps by confidence; of a cut encoder, its own.
+
+    A regression has no confidence: of it, the score of the step in the middle.
+    """
     if run["recipe"] == "static":
         return 100 * float(run.score("exits"))
+    half = run["num_steps"] // 2
+    if import_module("benchmarks.tasks").get(run["task"]).kind == "regression":
+        return 100 * float(run.per_step[half - 1])
     score_at = import_module("benchmarks.glue.report.groups").score_at
-    return 100 * float(score_at(run, "confidence", run["num_steps"] / 2))
+    return 100 * float(score_at(run, "confidence", half))
 
 
 def earlier() -> str:

@@ -26,7 +26,7 @@ from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.sweep import suite_named
 from benchmarks.live import report
 from docs.extensions.pages import commits_since, pages, staleness, with_tables, without_tables
-from docs.extensions.tables import RESULTS, gains_of_longer_runs
+from docs.extensions.tables import RESULTS, epochs_of_longer_runs, gains_of_longer_runs
 from tests.docs.shown_code import prose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,8 +137,7 @@ def pays_claims() -> Iterator[str]:
     blind = [signed(gaps(backbone, "blind_fair")) for backbone in ("minilm", "mpnet")]
     yield f"at ×1.5, ×2 and ×3 | met: {blind[0]} | met: {blind[1]} |"
     yield from claims_of_the_other_run()
-    assert max(gains_of_longer_runs()) < 0.15
-    yield "neither improves by more than 0.1 points on Banking77"
+    yield from claims_of_longer_runs()
     cut = [signed(gaps(backbone, "static")[:2]) for backbone in ("minilm", "mpnet")]
     yield f"at ×1.5 and ×2 | missed: {cut[0]} | missed at ×2: {cut[1]} |"
     yield f"| met: {gaps('minilm', 'static_taught')[1]:+.1f} at ×2 | not run |"
@@ -248,6 +247,19 @@ def worst_out_of_scope() -> float:
     )
 
 
+def claims_of_longer_runs() -> Iterator[str]:
+    epochs = epochs_of_longer_runs()
+    assert max(epochs) < 16
+    yield f"all {len(epochs)} runs end by themselves, after {min(epochs)} to {max(epochs)} epochs"
+    gains = gains_of_longer_runs()
+    held_out, dev = (sum(pair[n] for pair in gains.values()) / len(gains) for n in (0, 1))
+    yield f"their mean gain is {held_out:+.1f} points held out and {dev:+.1f} on dev"
+    best = max(gains, key=lambda name: gains[name][1])
+    assert best == ("CoLA", "pabee")
+    yield f"Most is gained by `pabee` on CoLA ({gains[best][1]:+.1f} on dev)"
+    assert sum(pair[1] > 0.1 for pair in gains.values()) == 1
+
+
 def cascades_claims() -> Iterator[str]:
     found = cascade_runs()
     sst, clinc = (promises_of(found, task) for task in ("SST-2", "CLINC150"))
@@ -261,7 +273,8 @@ def cascades_claims() -> Iterator[str]:
     yield f"up to {worst_out_of_scope():.0%} get another answer under a promise of 5%."
     yield from goals_of_cascades(found)
     failed = read("cascades/not-learnt/mrpc-e5-s0.json")["model"]["accuracy"]
-    yield f"E5 does not learn MRPC from 1,800 pairs ({failed:.1%})"
+    learnt = read("cascades/mrpc-e5-s0.json")["model"]["accuracy"]
+    yield f"4 epochs at 2e-4 ended with the larger class ({failed:.1%}), 8 at 1e-4 reach {learnt:.1%}"
     yield from checks_claims()
     yield from curve_claims()
     yield from batches_claims()
