@@ -52,7 +52,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def made_by(results: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
-    """Return the line under a table: version, commits, date and threads of its measurements."""
+    """Return the line under a table: version, commits, date and threads of its measurements.
+
+    It names the instructions of the processors if they differ, since gains of int8 depend on them.
+    """
     found = [results] if isinstance(results, dict) else list(results)
     environments = sorted((one["environment"] for one in found), key=lambda made: made["date"])
     first = environments[0]
@@ -64,7 +67,12 @@ def made_by(results: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
             f"Version {last['versions']['ponder-torch']}, {len(commits)} commits from "
             f"`{commits[0]}` ({first['date']}) to `{commits[-1]}` ({last['date']})"
         )
-    return f"\n\n{measured}, {last['threads']} threads."
+    line = f"{measured}, {last['threads']} threads."
+    recorded = [made for made in environments if "cpu_capability" in made]
+    instructions = sorted({made["cpu_capability"] for made in recorded})
+    if len(instructions) > 1:
+        line += f" Instructions of the processors: {', '.join(instructions)}."
+    return f"\n\n{line}"
 
 
 def score(value: float | None) -> str:
