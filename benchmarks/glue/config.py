@@ -39,7 +39,7 @@ class RunConfig:
         held_out: Share of train that selects the epoch.
         max_train: Use at most so many training examples, drawn by seed.
         max_length: Tokens; longer inputs are cut.
-        bf16: Train under bfloat16 autocast.
+        bf16: Train under bfloat16 autocast, unless the CPU has no instructions for it.
         schedule: Rates fall linearly to zero, or (as in PALBERT's paper) stay constant.
         head_lr: Learning rate of the heads; `lr` where None.
     """

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks import backbones, metrics
+from benchmarks.environment import quick_bf16
 from benchmarks.examples import Collator, load_tokenizer
 from benchmarks.files import read_json, write_json
 from benchmarks.glue.config import RunConfig
@@ -217,6 +218,7 @@ class _GroupedByLength(LengthGroupedSampler):
 
 def _arguments(config: RunConfig, folder: Path, examples: int, progress: bool) -> TrainingArguments:
     steps = -(-examples // config.batch_size) * config.epochs
+    on_accelerator = torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -237,8 +239,8 @@ def _arguments(config: RunConfig, folder: Path, examples: int, progress: bool) -
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # the count of epochs without improvement
         seed=config.seed,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),
+        bf16=config.bf16 and (on_accelerator or quick_bf16()),
+        use_cpu=not on_accelerator,
         report_to="none",
         disable_tqdm=not progress,
         dataloader_pin_memory=torch.cuda.is_available(),
