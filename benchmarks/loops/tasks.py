@@ -24,6 +24,8 @@ __all__ = ["TASKS", "TEXTS", "Problems", "Task"]
 TEXTS = Path("../shared/text")
 """The folder of the texts of the character model, which is skipped if it is missing."""
 _SPLITS = {"train": 0, "validation": 1, "calibration": 2, "test": 3}
+SUDOKUS = {4: 1024, 6: 2048}
+"""Different puzzles of a split, by the side of a grid."""
 _FAR = 4  # distances beyond this one are one relation
 
 
@@ -93,7 +95,7 @@ def _sudoku(box: Box, clues: tuple[int, int]) -> Callable[[str, int, int], Probl
         return torch.from_numpy(grids[part]), torch.from_numpy(solutions[part])
 
     def draw(split: str, count: int, seed: int) -> Problems:
-        grids, solutions = puzzles(split, 2048 if box.side > 4 else 1024)
+        grids, solutions = puzzles(split, SUDOKUS[box.side])
         if split == "train":
             generator = _generator(split, seed)
             rows = torch.randint(len(grids), (count,), generator=generator)

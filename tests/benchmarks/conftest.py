@@ -41,6 +41,16 @@ def _few_thresholds() -> None:
     measuring._TRIED = 101
 
 
+@pytest.fixture
+def few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the learned gates of LoopBench take a tenth of their updates, and puzzles come from short lists."""
+    from benchmarks.loops import tasks, training
+
+    monkeypatch.setattr(training, "GATE_UPDATES", 100)
+    monkeypatch.setattr(training, "GATE_CHECK", 20)
+    monkeypatch.setattr(tasks, "SUDOKUS", {4: 64, 6: 64})
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a four-layer BERT of width 16 and its tokenizer."""

@@ -37,8 +37,8 @@ def test_a_run_beside_itself_has_no_gap_on_any_resample() -> None:
 def test_the_interval_holds_the_gap_and_narrows_with_more_pairs() -> None:
     good = [replayed(0.9, seed) for seed in range(6)]
     bad = [spoilt(run) for run in good]
-    one = paired_bootstrap(good[:1], bad[:1], resamples=200)
-    six = paired_bootstrap(good, bad, resamples=200)
+    one = paired_bootstrap(good[:1], bad[:1], resamples=50)
+    six = paired_bootstrap(good, bad, resamples=50)
     assert one.low <= one.gap <= one.high
     assert six.high - six.low < one.high - one.low
     accuracy = [100 * np.mean(run.answers[:, 0] == run.labels) for run in (good[0], bad[0])]

@@ -17,6 +17,8 @@ from benchmarks.loops.training import HEADS, _loss_of_head, _states_of, train_ga
 from ponder import LambdaHead, StepDistribution, objectives, policies
 from tests.benchmarks.test_others import invoke
 
+pytestmark = pytest.mark.usefixtures("few_updates")
+
 QUICK = ["sudoku-4x4", "modular-sums", "prefix-sums", "mazes"]
 RULES = [
     policies.LastStep(),

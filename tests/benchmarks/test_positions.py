@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.files import read_json, write_json
@@ -13,6 +14,7 @@ from benchmarks.positions.exits import read
 from tests.benchmarks.test_others import invoke
 
 
+@pytest.mark.usefixtures("few_updates")
 def test_exits_of_a_trained_model_are_timed_as_they_are(tmp_path: Path) -> None:
     small = ("--set=updates=4", "--set=width=16", "--set=num_steps=3", "--problems", 6)
     invoke(loops.app, "run", "sudoku-4x4", *small, "--out", tmp_path)

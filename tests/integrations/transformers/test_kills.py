@@ -54,7 +54,7 @@ def print_outcomes(make: Callable[[int], Save]) -> None:
     assert all(isinstance(policy, Certified) for policy in policies)
     assert policies[0] != policies[1]
     save = make(1)
-    for folder in kills(lambda folder: shutil.copytree(place / "whole_0", folder), save, 5):
+    for folder in kills(lambda folder: shutil.copytree(place / "whole_0", folder), save, 9):
         assert (folder / "notes.txt").read_text() == "of the user"
         number = policies.index(read_policy(folder))
         found = load_file(folder / "model.safetensors")
