@@ -20,6 +20,7 @@ from benchmarks.command_line import parse_fields
 from benchmarks.examples import load_tokenizer, tokenize
 from benchmarks.glue import sweep as sweeps
 from benchmarks.glue import training
+from benchmarks.glue.bootstrap import paired_bootstrap
 from benchmarks.glue.cli import app
 from benchmarks.glue.config import RunConfig
 from benchmarks.glue.results import Result, read_all
@@ -131,8 +132,9 @@ def test_every_recipe_runs_and_writes_a_result_that_is_read_again(
 
 
 def test_a_recipe_that_begins_plain_goes_on_from_the_one_vanilla_model(
-    backbone: str, glue_dir: Path, tmp_path: Path
+    backbone: str, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(paired_bootstrap.__kwdefaults__, "resamples", 50)
     first = run(
         config(backbone, recipe="deebert"), glue_dir, tmp_path, tmp_path / "work", progress=False
     )

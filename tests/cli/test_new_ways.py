@@ -155,13 +155,12 @@ print(json.dumps([answers.labels, answers.stage.tolist()]))
 """
 
 
-@pytest.mark.parametrize("model", ["model", "exits", "export"])
+@pytest.mark.parametrize("model", ["exits", "export"])
 def test_cascades_are_exported_and_run_without_torch(
     run: Callable[..., Any], folders: Folders, tmp_path: Path, model: str
 ) -> None:
-    made, out, small = (tmp_path / name for name in ("cascade", "onnx", "int8"))
-    options = ("--texts", folders.texts, "--disagreement", 0.3)
-    said = run("cascade", getattr(folders, model), *options, "--out", made).output
+    made, out = tmp_path / "cascade", tmp_path / "onnx"
+    said = make_cascade(run, folders, getattr(folders, model), made)
     assert "you no longer need the model" in " ".join(said.split())
     run("export", made, "--to", "onnx", "--out", out)
     texts = some_texts(20)
@@ -172,6 +171,21 @@ def test_cascades_are_exported_and_run_without_torch(
     clear = clear_rows(cascade.record(texts), cascade.policy)
     assert_same_rows(found[0], answers.labels, clear)
     assert_same_rows(found[1], answers.stage, clear)
-    if model == "model":
-        run("export", made, "--int8", *options, "--out", small)
-        assert len(Cascade.load(small).predict(texts)) == 20
+
+
+def test_a_cascade_of_a_plain_model_is_certified_again_in_int8(
+    run: Callable[..., Any], folders: Folders, tmp_path: Path
+) -> None:
+    made, small = tmp_path / "cascade", tmp_path / "int8"
+    make_cascade(run, folders, folders.model, made)
+    run("export", made, "--int8", *options_of(folders), "--out", small)
+    assert len(Cascade.load(small).predict(some_texts(20))) == 20
+
+
+def options_of(folders: Folders) -> tuple[object, ...]:
+    return ("--texts", folders.texts, "--disagreement", 0.3)
+
+
+def make_cascade(run: Callable[..., Any], folders: Folders, model: Path, out: Path) -> str:
+    """Make a cascade in front of a model, and return what the command prints."""
+    return str(run("cascade", model, *options_of(folders), "--out", out).output)
