@@ -51,12 +51,11 @@ def fine_tune(
     torch.manual_seed(seed)
     source = str(resolve(backbone))
     tokenizer = AutoTokenizer.from_pretrained(source)
-    named = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: place for place, name in enumerate(names)},
-    }
     model: Any = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=len(names), **named
+        source,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: place for place, name in enumerate(names)},
     )
     total = epochs * math.ceil(len(texts) / _BATCH)
     updates = Updates(model, lr, total, new=("pooler", "classifier"))

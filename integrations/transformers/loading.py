@@ -75,7 +75,7 @@ def load_whole(
             names = ", ".join(loading)
             raise TypeError(f"unexpected keyword arguments for a model that is loaded: {names}")
         return source
-    arguments = {"dtype": torch.float32, **loading, "output_loading_info": True}
+    arguments: dict[str, Any] = {"dtype": torch.float32, **loading, "output_loading_info": True}
     model: PreTrainedModel
     model, info = auto.from_pretrained(str(source), **arguments)
     missing = info["missing_keys"]
