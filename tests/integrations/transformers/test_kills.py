@@ -70,4 +70,4 @@ from tests.integrations.transformers.test_kills import {kind}, print_outcomes
 warnings.simplefilter("error", UserWarning)
 print_outcomes({kind})
 """
-    check_outcomes(code, tmp_path, fewest=15)
+    check_outcomes(code, tmp_path, fewest=10)
