@@ -24,7 +24,7 @@ from benchmarks.finetuned.fine_tune import fine_tune
 from benchmarks.finetuned.schedules import ROWS
 from benchmarks.pairs import texts_of
 from ponder.advice import Advice, Way, advise, timing
-from ponder.calibration.verdict import judge
+from ponder.statistics.verdict import judge
 
 __all__ = ["measure"]
 

@@ -18,8 +18,8 @@ from benchmarks.cascades.setting import Floats, Setting, at_exits, certified
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from ponder import split
-from ponder.calibration.bounds import rows_needed
 from ponder.integrations.transformers import fit_exits
+from ponder.statistics.bounds import rows_needed
 
 __all__ = ["run"]
 

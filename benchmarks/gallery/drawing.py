@@ -23,7 +23,7 @@ from benchmarks.glue.results import Result, read_all
 from benchmarks.glue.sweep import suite_named
 from benchmarks.live import report
 from ponder import StepDistribution
-from ponder.calibration import Ledger
+from ponder.statistics import Ledger
 
 __all__ = ["FIGURES", "digest_of_figure", "draw"]
 

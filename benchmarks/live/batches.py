@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.calibration.answers import certify_answers
+from ponder.statistics.answers import certify_answers
 
 __all__ = ["batches"]
 

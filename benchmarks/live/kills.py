@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from ponder.calibration.ledger import Ledger
 from ponder.cascade.asking import Asking, Reply
 from ponder.cascade.live import Live
 from ponder.cascade.live_store import Account
+from ponder.statistics.ledger import Ledger
 
 __all__ = ["Faults", "trial"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ponder.calibration.ledger import Ledger
 from ponder.cascade.live_rule import AuditRule, Outcome, Standing
+from ponder.statistics.ledger import Ledger
 
 __all__ = ["SETTINGS", "redrawn"]
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.calibration.bounds import upper_bound
+from ponder.statistics.bounds import upper_bound
 
 __all__ = ["Result", "bargain", "bpac", "fixed", "pac_labels"]
 

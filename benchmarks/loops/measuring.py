@@ -27,9 +27,9 @@ from benchmarks.loops.tasks import Problems, Task
 from benchmarks.loops.training import LEARNERS
 from ponder import policies
 from ponder._utils.trees import take_rows
-from ponder.calibration.bounds import upper_bound
 from ponder.loops import Loop
 from ponder.policies import ExitPolicy, PolicyBatch, StepView
+from ponder.statistics.bounds import upper_bound
 
 __all__ = ["Measured", "measure", "parts_of"]
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.rerank.data import Queries, load
-from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.records import Record
 from ponder.calibration.risks import Ranking, ranked
 from ponder.deploy.ranking import Pool
 from ponder.integrations.sentence_transformers import CrossEncoder
 from ponder.policies import LastStep, TopK
 from ponder.policies.base import all_within
+from ponder.statistics.bounds import BOUNDS
 
 __all__ = ["race"]
 

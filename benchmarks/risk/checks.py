@@ -8,7 +8,7 @@ answers among the rows that judge, less the true risk of the policy. *wrong*: ha
 risk, how often would the verdict be "broken", or "kept"? Each may be in at most 5% of draws.
 
 Files: "new" rows of the traffic; the log that has "grown" by new rows; new rows and a "half" of the log.
-Rules: "rows" is that of the library (`ponder.calibration.repeats.fresh_rows`). "texts" leaves out the rows of every
+Rules: "rows" is that of the library (`ponder.statistics.repeats.fresh_rows`). "texts" leaves out the rows of every
 text that was used in one row, as this library did before. "unseen" leaves out all rows of texts that were used.
 """
 
@@ -28,8 +28,8 @@ from benchmarks.command_line import print_table, run_app
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.risk.repeats import SETTINGS, WAYS, traffic_of
-from ponder.calibration.repeats import fresh_rows
-from ponder.calibration.verdict import judge
+from ponder.statistics.repeats import fresh_rows
+from ponder.statistics.verdict import judge
 
 Ints = NDArray[Any]
 _CONFIDENCE = 0.95

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 import ponder
-from ponder.calibration.bounds import BOUNDS
 from ponder.calibration.risks import losses_of
 from ponder.policies import Confidence, ExitPolicy, Quantile
+from ponder.statistics.bounds import BOUNDS
 
 __all__ = ["GRID", "RISKS", "Scene", "real_scene", "simulate", "synthetic_scene", "true_risk"]
 

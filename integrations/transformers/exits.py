@@ -3,7 +3,7 @@
 The inputs are rows of the traffic, split at random into three parts. On the first, the heads learn
 to answer as full depth does; the second chooses a policy (and, for a speed-up, its threshold); the
 third certifies how often answers differ from full depth. An input that repeats is another row, as
-in the traffic to come (`ponder.calibration.repeats`), but the frozen model runs over it once in
+in the traffic to come (`ponder.statistics.repeats`), but the frozen model runs over it once in
 each part. If an error or an interruption ends the fit, the model is restored.
 """
 
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from ponder._utils.checks import check_int
 from ponder._utils.rows import Ints, split
 from ponder.calibration import RiskControl, certify
-from ponder.calibration.repeats import check_rows
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule
+from ponder.calibration.statement import exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.inference.examples import examples_in
 from ponder.integrations.transformers.finetuned import EarlyHead
@@ -37,6 +36,8 @@ from ponder.integrations.transformers.texts import (
     row_ids,
 )
 from ponder.policies import LastStep
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
+from ponder.statistics.repeats import check_rows
 from ponder.trajectory import Trajectory
 
 __all__ = [

@@ -30,7 +30,6 @@ from ponder._utils.files import replaced_folder
 from ponder._utils.rows import content_ids, split
 from ponder.calibration.control import RiskControl
 from ponder.calibration.risks import ranked
-from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.deploy.ranking import (
     RERANK,
     Pool,
@@ -52,6 +51,7 @@ from ponder.integrations.transformers.saved_model import FILES_OF_A_MODEL
 from ponder.integrations.transformers.texts import examples_of, load_tokenizer
 from ponder.policies import LastStep, TopK
 from ponder.running.source import Source
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = ["CrossEncoder"]
 

@@ -19,7 +19,14 @@ Array: TypeAlias = Any
 """A tensor, or an array of NumPy."""
 Host: TypeAlias = NDArray[Any]
 """An array of NumPy."""
+Floats: TypeAlias = NDArray[Any]
+Ints: TypeAlias = NDArray[Any]
+Bools: TypeAlias = NDArray[Any]
+"""Arrays of float64, of integers and of bool; NumPy's own functions widen narrower types."""
 __all__ = [
+    "Bools",
+    "Floats",
+    "Ints",
     "as_like",
     "at_least_float32",
     "copied",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-__all__ = ["rounded_down", "rounded_up"]
+__all__ = ["rounded_down", "rounded_up", "threshold_text"]
 
 
 def rounded_up(value: float, digits: int = 6) -> str:
@@ -29,6 +29,15 @@ def rounded_down(value: float, digits: int = 6) -> str:
         ('0.95', '0.999999', '2.49')
     """
     return _rounded(value, digits, ROUND_FLOOR)
+
+
+def threshold_text(value: float, *, up: bool = True) -> str:
+    """Return a threshold with six digits; with twelve if six would round a share up to 1."""
+    rounded = rounded_up if up else rounded_down
+    short = rounded(value)
+    if value < 1.0 <= float(short):
+        return rounded(value, 12)
+    return short
 
 
 def _rounded(value: float, digits: int, side: str) -> str:

@@ -89,7 +89,7 @@ def split(
     """Split rows at random into disjoint sides.
 
     The rows of a text that occurs more than once may go to several sides, as they occur in the
-    traffic before and after a certificate (see `ponder.calibration.repeats`). The side of a row is
+    traffic before and after a certificate (see `ponder.statistics.repeats`). The side of a row is
     a function of the seed and of the order of all `row_keys`, so an added row moves few others.
 
     Args:

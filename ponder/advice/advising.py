@@ -25,9 +25,9 @@ from ponder.advice.material import Material
 from ponder.advice.race import Race, Settings
 from ponder.advice.timing import padded_positions
 from ponder.advice.ways import SavableModel, Way
-from ponder.calibration.bounds import rows_needed, upper_bound
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise
 from ponder.integrations.transformers.exits import Progress
+from ponder.statistics.bounds import rows_needed, upper_bound
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
 
 __all__ = ["Advice", "advise"]
 

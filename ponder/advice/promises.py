@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
-from ponder.calibration.bounds import rows_needed
 from ponder.calibration.cascades import certify_cascade
 from ponder.calibration.certifying import candidates, certify
 from ponder.calibration.records import Floats, Ints, Record
 from ponder.calibration.risks import OtherAnswers, RiskLike
 from ponder.policies import FixedStep, LastStep
 from ponder.policies.base import ExitPolicy
+from ponder.statistics.bounds import rows_needed
 
 __all__ = ["COSTS", "WAYS", "Promise", "Recorded", "Sides", "promise"]
 

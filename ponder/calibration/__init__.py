@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.fitting import fit_gate
-    from ponder.calibration.ledger import Ledger
     from ponder.calibration.records import Record
     from ponder.calibration.risks import Missed, Risk
     from ponder.calibration.sweeps import sweep
@@ -25,7 +24,6 @@ _HOMES = {
     "Answers": "records",
     "Calibration": "calibrating",
     "Diagnosis": "diagnosing",
-    "Ledger": "ledger",
     "Missed": "risks",
     "Record": "records",
     "Risk": "risks",
@@ -43,7 +41,6 @@ __all__ = [
     "Answers",
     "Calibration",
     "Diagnosis",
-    "Ledger",
     "Missed",
     "Record",
     "Risk",

@@ -15,8 +15,7 @@ from typing import Any
 from ponder._utils.checks import check_real
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder.calibration.families import FamilyLike, family_of
-from ponder.calibration.records import Record, check_record
-from ponder.calibration.repeats import check_fresh
+from ponder.calibration.records import Record, check_fresh, check_record
 from ponder.calibration.sweeps import Costs, Curve, Point, Ruler
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, FixedStep, LastStep

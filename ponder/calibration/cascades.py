@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
-from ponder.calibration.bounds import rows_needed
 from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
 from ponder.calibration.control import RiskControl, statement_of
 from ponder.calibration.records import Floats, Record, as_array
-from ponder.calibration.repeats import check_rows
 from ponder.calibration.risks import RiskLike, RiskWords, losses_of, words_of
-from ponder.calibration.statement import CONFIDENCE, LEVEL, stages_rule
+from ponder.calibration.statement import stages_rule
 from ponder.errors import ArgumentError
 from ponder.policies.base import StepView, Threshold, ThresholdPolicy
 from ponder.policies.stages import StageThresholds
+from ponder.statistics.bounds import rows_needed
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
+from ponder.statistics.repeats import check_rows
 
 __all__ = ["CascadeReport", "certify_cascade", "check_costs"]
 
@@ -109,7 +110,7 @@ def certify_cascade(
 
     A third of the rows chooses the kind of policy and the order of the thresholds; the others, on
     which nothing was chosen, certify by the exact binomial bound. A text that occurs twice is two
-    rows, as it is in traffic (see `ponder.calibration.repeats`). If an earlier stage answers a row
+    rows, as it is in traffic (see `ponder.statistics.repeats`). If an earlier stage answers a row
     that the last stage does not, this counts as another answer.
 
     Args:

@@ -18,16 +18,15 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ponder._utils.checks import check_real, check_share
-from ponder.calibration.bounds import binomial_cdf, upper_bound
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.families import Family, FamilyLike, family_of
-from ponder.calibration.records import Floats, Record, at_exits, check_record
-from ponder.calibration.repeats import check_fresh
+from ponder.calibration.records import Floats, Record, at_exits, check_fresh, check_record
 from ponder.calibration.risks import RiskLike, loss_at, losses_of
-from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import FixedStep, ThresholdPolicy
 from ponder.policies.certainty import Confidence, Entropy, Margin
+from ponder.statistics.bounds import binomial_cdf, upper_bound
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = [
     "Candidate",

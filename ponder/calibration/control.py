@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ponder._utils.checks import check_choice, check_share
-from ponder.calibration.bounds import BOUNDS, check_losses, rows_needed
 from ponder.calibration.families import Family, FamilyLike, family_of
-from ponder.calibration.records import Floats, Ints, Record, check_record
-from ponder.calibration.repeats import check_fresh
+from ponder.calibration.records import Floats, Ints, Record, check_fresh, check_record
 from ponder.calibration.risks import (
     RiskLike,
     RiskWords,
@@ -27,10 +25,12 @@ from ponder.calibration.risks import (
     resolved,
     words_of,
 )
-from ponder.calibration.statement import Promise, count, exits_rule
+from ponder.calibration.statement import exits_rule
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
+from ponder.statistics.bounds import BOUNDS, check_losses, rows_needed
+from ponder.statistics.certificate import Promise, count
 
 __all__ = ["RiskControl", "control_risk", "statement_of"]
 

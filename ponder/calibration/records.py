@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import at_least_float32, namespace, on_host
+from ponder._utils.arrays import Bools, Floats, Ints, at_least_float32, namespace, on_host
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
 from ponder.running.loop import Answers, run
 from ponder.running.readings import views
+from ponder.statistics.repeats import share_rows
 from ponder.tasks import IGNORED_LABEL, Task, infer_task, task_named
 
 __all__ = [
@@ -33,15 +34,12 @@ __all__ = [
     "RecordedSource",
     "as_array",
     "at_exits",
+    "check_fresh",
     "check_record",
     "serves",
     "step_outputs",
 ]
 
-Floats: TypeAlias = NDArray[Any]
-Ints: TypeAlias = NDArray[Any]
-Bools: TypeAlias = NDArray[Any]
-"""Arrays of float64, of integers and of bool; NumPy's own functions widen narrower types."""
 Array: TypeAlias = Any
 """A tensor, or an array of NumPy; all of a record are of one library."""
 Metric: TypeAlias = str | Callable[[Array, Array], float]
@@ -465,3 +463,27 @@ def as_bools(values: Array) -> Bools:
 def step_outputs(record: Record) -> list[Floats]:
     """Return the outputs of every step, `(rows, …)` each."""
     return [as_array(view.output) for view in record.views(frozenset({"output"}))]
+
+
+def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
+    """Refuse a record that shares rows with another one, or that is a run of other weights.
+
+    Rows are compared by `share_rows`, if their ids are hashes of contents.
+    """
+    check_record(test, argument)
+    weights = {test.weights, seen.weights} - {None}
+    comparable = test.content_ids and seen.content_ids
+    shared = comparable and share_rows(test.row_ids, seen.row_ids)
+    if shared or len(weights) > 1:
+        repeated = 0
+        if shared:
+            is_shared = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids))
+            repeated = int(is_shared.sum())
+        digests = " and ".join(sorted(map(str, weights)))
+        raise ArgumentError(
+            argument,
+            expected="other rows than those that chose the policy, under the same weights",
+            got=f"{repeated} of {len(test)} rows again, weights {digests}",
+            remedy="Split the data first, ponder.split(texts), "
+            "and record both sides with one model.",
+        )

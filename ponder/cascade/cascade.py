@@ -22,7 +22,6 @@ from ponder._utils.rows import class_numbers
 from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
-from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cascade.cascade_files import FILE, read_cascade, write_cascade
 from ponder.cascade.recording import RecordedStages, ids_of_inputs, record_stages, refer
 from ponder.cascade.source import Deferring, StagesSource
@@ -32,6 +31,7 @@ from ponder.policies.base import ExitPolicy, LastStep, ModelSpec, PolicyBatch, a
 from ponder.policies.combine import Certified, promise_about
 from ponder.policies.stages import StageThresholds
 from ponder.running.loop import Answers, run
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = ["Cascade", "CascadeAnswers"]
 

@@ -9,7 +9,7 @@ A row whose content the reference has answered before gets that answer. For any 
 4. The reference is called for rows that are deferred or audited. Its answers are kept, settle the
    ledger, and teach the cheap model.
 
-The ledger is in `ponder.calibration.ledger`, the rule in `live_rule.py`, the order of the rows in
+The ledger is in `ponder.statistics.ledger`, the rule in `live_rule.py`, the order of the rows in
 `live_order.py`, the file in `live_store.py`, both models in `live_models.py`, calls and their
 retries in `asking.py`.
 """
@@ -30,9 +30,6 @@ from numpy.typing import NDArray
 
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.calibration.bounds import upper_bound
-from ponder.calibration.ledger import Ledger
-from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cascade.asking import Asker, Asking, Reply
 from ponder.cascade.live_models import (
     Cheap,
@@ -50,6 +47,9 @@ from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Row, Store
 from ponder.cascade.student import Student
 from ponder.errors import ArgumentError, PonderError
+from ponder.statistics.bounds import upper_bound
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
+from ponder.statistics.ledger import Ledger
 
 __all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress", "SelfAgreement"]
 
@@ -139,7 +139,7 @@ class Live:
     """A cheap model in front of a reference, with a promise on the given answers under any drift.
 
     With the probability `confidence`, at every moment, at most `level` of the answers given so far
-    differ from what the reference says. The one assumption is that of `ponder.calibration.ledger`:
+    differ from what the reference says. The one assumption is that of `ponder.statistics.ledger`:
     our audit coin is fair and secret.
 
     It starts by asking the reference about everything. These answers teach the cheap model; as soon

@@ -29,7 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.calibration.ledger import Ledger, rises_by_rate
+from ponder.statistics.ledger import Ledger, rises_by_rate
 
 __all__ = ["AuditRule", "Outcome", "Rule", "Standing"]
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ponder._utils.checks import library
-from ponder.calibration.ledger import Ledger
 from ponder.errors import CheckpointError
+from ponder.statistics.ledger import Ledger
 
 __all__ = ["Account", "Known", "Lesson", "Row", "Store"]
 

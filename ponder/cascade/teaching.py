@@ -12,11 +12,12 @@ from ponder._utils.rows import content_ids, row_keys
 from ponder._utils.seeds import uniform
 from ponder.calibration.cascades import CascadeReport
 from ponder.calibration.records import Record
-from ponder.calibration.repeats import fresh_rows
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, stages_rule
+from ponder.calibration.statement import stages_rule
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, Input, stage_of
 from ponder.cascade.student import Embeddings, Student
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
+from ponder.statistics.repeats import fresh_rows
 
 __all__ = ["Taught", "stages_statement", "teach"]
 

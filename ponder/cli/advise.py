@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ponder.advice import Advice, Way, advise
-from ponder.calibration.statement import count
 from ponder.cli.outcome import DataTable, Outcome, usage_of
 from ponder.cli.output import Options, new_folder, probe_folder, progress
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
+from ponder.statistics.certificate import count
 
 __all__ = ["outcome_of", "run"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ponder._utils.rows import Text
 from ponder.calibration.cascades import CascadeReport
-from ponder.calibration.statement import count, in_words
+from ponder.calibration.statement import in_words
 from ponder.cascade.teaching import Taught, teach
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import Options, new_folder, probe_folder
@@ -15,6 +15,7 @@ from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
+from ponder.statistics.certificate import count
 
 __all__ = ["facts_of", "rows_of", "run"]
 

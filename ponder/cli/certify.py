@@ -11,14 +11,14 @@ from typing import Any, Self
 from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import content_ids
 from ponder._utils.seals import sealed
-from ponder.calibration.answers import THRESHOLD, CertifiedAnswers, certify_answers
-from ponder.calibration.repeats import check_rows
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file
 from ponder.cli.show import show
 from ponder.cli.texts import Row, count, read_rows
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
+from ponder.statistics.answers import THRESHOLD, CertifiedAnswers, certify_answers
+from ponder.statistics.repeats import check_rows
 
 __all__ = ["check_threshold", "run"]
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ponder.calibration import diagnose
-from ponder.calibration.statement import count, in_words
+from ponder.calibration.statement import in_words
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import Options
 from ponder.cli.rerank import read_pools
@@ -16,6 +16,7 @@ from ponder.cli.texts import read_texts
 from ponder.deploy.checking import Checked, check
 from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import count
 
 __all__ = ["run"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ponder._utils.rounding import rounded_down
-from ponder.calibration.statement import count, in_words, percent
+from ponder.calibration.statement import in_words
 from ponder.cascade.stages import classes_of
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import Options, new_folder, probe_folder, progress
@@ -19,6 +19,7 @@ from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.classifiers import BATCH, FittedClassifier, fit_classifier
+from ponder.statistics.certificate import count, percent
 
 __all__ = ["run"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ponder._utils.rows import Text
-from ponder.calibration.statement import LEVEL, in_words
+from ponder.calibration.statement import in_words
 from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
 from ponder.cli.cascade import facts_of, rows_of
@@ -22,6 +22,7 @@ from ponder.deploy.int8 import cascade_onnx, certified_int8
 from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import LEVEL
 
 __all__ = ["run"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder.calibration.statement import count
 from ponder.cli.answers import answer_file, names_of_answers
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import Options, probe_file, progress, say
@@ -17,6 +16,7 @@ from ponder.cli.show import show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import count
 
 __all__ = ["UNANSWERED", "run"]
 

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ponder.calibration.statement import count
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import Advance, new_folder, probe_folder, progress, say
 from ponder.cli.show import keep, show
@@ -19,6 +18,7 @@ from ponder.deploy.used import Used
 from ponder.policies.base import ExitPolicy, LastStep, all_within
 from ponder.policies.combine import Certified
 from ponder.policies.topk import TopK
+from ponder.statistics.certificate import count
 
 if TYPE_CHECKING:
     from ponder.calibration.cost import WallClock

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ponder.calibration.statement import LEVEL, percent
 from ponder.cli.output import sentences
+from ponder.statistics.certificate import LEVEL, percent
 
 __all__ = ["app"]
 

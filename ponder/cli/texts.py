@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import typer
 
 from ponder._utils.rows import Text, class_numbers
-from ponder.calibration.statement import count
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import count
 
 __all__ = ["Row", "Texts", "count", "read_rows", "read_texts"]
 

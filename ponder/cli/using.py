@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from ponder.calibration.statement import CONFIDENCE, LEVEL
 from ponder.cli.options import (
     SHARE,
     Columns,
@@ -24,6 +23,7 @@ from ponder.cli.options import (
 )
 from ponder.cli.root import app
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = ["check", "export", "label", "predict", "serve"]
 

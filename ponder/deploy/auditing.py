@@ -18,8 +18,8 @@ from typing import Any
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.files import read_json, write_json
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.calibration.ledger import Ledger
 from ponder.errors import ArgumentError
+from ponder.statistics.ledger import Ledger
 
 __all__ = ["ServedLedger"]
 

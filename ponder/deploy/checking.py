@@ -13,13 +13,13 @@ from ponder._utils.arrays import namespace
 from ponder._utils.rows import Text, class_numbers, content_ids
 from ponder.calibration.records import Floats, Ints, Record
 from ponder.calibration.risks import loss_at, resolved
-from ponder.calibration.statement import CONFIDENCE, count
-from ponder.calibration.verdict import Verdict, judge, judge_losses
 from ponder.cascade.stages import stage_of
 from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.deploy.ranking import pools_of
 from ponder.errors import ArgumentError
 from ponder.policies.combine import Certified
+from ponder.statistics.certificate import CONFIDENCE, count
+from ponder.statistics.verdict import Verdict, judge, judge_losses
 
 __all__ = ["Checked", "check"]
 

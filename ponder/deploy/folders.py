@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ponder.calibration.answers import CertifiedAnswers
 from ponder.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.deploy.ranking import RERANK, Ranker
@@ -26,6 +25,7 @@ from ponder.deploy.used import Used
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 from ponder.policies.combine import Certified
+from ponder.statistics.answers import CertifiedAnswers
 
 __all__ = [
     "CARD",

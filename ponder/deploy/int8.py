@@ -17,11 +17,10 @@ import numpy as np
 from ponder._utils.rounding import rounded_up
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, Text, class_numbers, content_ids, split
 from ponder.calibration import RiskControl, certify
-from ponder.calibration.bounds import binomial_cdf, upper_bound
 from ponder.calibration.cost import WallClock, wall_clock
 from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import OtherAnswers
-from ponder.calibration.statement import CONFIDENCE, LEVEL, Promise, exits_rule, percent
+from ponder.calibration.statement import exits_rule
 from ponder.cascade import Cascade, CascadeReport
 from ponder.cascade.stages import classes_of, stage_of
 from ponder.deploy.exporting import onnx, quantized
@@ -29,6 +28,8 @@ from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import LastStep
 from ponder.policies.combine import Certified, promise_about
+from ponder.statistics.bounds import binomial_cdf, upper_bound
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, percent
 
 __all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
 

@@ -27,7 +27,6 @@ from ponder._utils.rows import content_ids
 from ponder._utils.seals import changed_parts, sealed
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record, as_array
-from ponder.calibration.statement import CONFIDENCE
 from ponder.deploy.manifest import changed_in
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
@@ -36,6 +35,7 @@ from ponder.policies.combine import promise_about
 from ponder.policies.topk import TopK
 from ponder.running.loop import exits_of
 from ponder.running.source import Source, stepped_part
+from ponder.statistics.certificate import CONFIDENCE
 from ponder.tasks import task_named
 
 __all__ = ["RERANK", "Pool", "Ranker", "RankerSettings", "Scored", "pools_of", "rows_of"]

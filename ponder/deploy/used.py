@@ -5,7 +5,7 @@ They are the rows that taught, chose or certified; their digests are a file of t
 A check judges a promise by rows that are drawn as those that certified and were not among them. A
 new log is that as a whole, the texts in it that were used before included, since traffic repeats
 itself. Only rows that are *the same rows* are left out, and these show by the pattern of the
-repeats (`ponder.calibration.repeats`).
+repeats (`ponder.statistics.repeats`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from ponder._utils.files import read_json, reading, write_json
 from ponder._utils.rows import Text, content_ids
-from ponder.calibration.repeats import fresh_rows, share_rows
 from ponder.errors import ArgumentError
+from ponder.statistics.repeats import fresh_rows, share_rows
 
 __all__ = ["USED", "Used"]
 
@@ -73,7 +73,7 @@ class Used:
 
         These are rows of the same traffic that were not used. A new log is judged as a whole. Of a
         file that holds used rows, each text counts as often as it comes more than it was used, by
-        `ponder.calibration.repeats.fresh_rows`.
+        `ponder.statistics.repeats.fresh_rows`.
 
         Raises:
             ArgumentError: Most rows are used ones: the file that made the promise cannot judge it.

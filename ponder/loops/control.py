@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_share
-from ponder.calibration.bounds import BOUNDS, check_losses
 from ponder.calibration.control import statement_of
 from ponder.calibration.risks import RiskWords
 from ponder.calibration.statement import in_words
@@ -30,6 +29,7 @@ from ponder.errors import ArgumentError
 from ponder.loops.loop import Loop, LoopOutput
 from ponder.model.steps import Context
 from ponder.policies import Certified, ExitPolicy, LastStep
+from ponder.statistics.bounds import BOUNDS, check_losses
 
 __all__ = ["LoopControl", "control_risk"]
 

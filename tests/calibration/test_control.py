@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ponder.calibration import Missed, certify, control_risk
-from ponder.calibration.bounds import BOUNDS, binomial_cdf, upper_bound
 from ponder.calibration.certifying import _certified_cost, candidates, most_failures
 from ponder.calibration.families import family_of
 from ponder.calibration.risks import Risk, losses_of
 from ponder.policies import Confidence, Entropy, FixedStep, LastStep, Margin, Patience
+from ponder.statistics.bounds import BOUNDS, binomial_cdf, upper_bound
 from tests.calibration.records import ArrayRecord, record
 
 

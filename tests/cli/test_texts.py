@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ponder.calibration.statement import count
 from ponder.cli.texts import Texts, read_texts
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import count
 
 LONG = "a text of words"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ponder.calibration.bounds import binomial_cdf
-from ponder.calibration.repeats import fresh_rows
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
+from ponder.statistics.bounds import binomial_cdf
+from ponder.statistics.repeats import fresh_rows
 
 LOG = [*(f"used {n}" for n in range(100)), *["hello"] * 20]
 FRESH = [f"fresh {n}" for n in range(150)]

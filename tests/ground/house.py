@@ -21,6 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "ponder/saving.py",
         "ponder/testing.py",
     ),
+    "statistics": ("ponder/statistics",),
     "policies": ("ponder/policies",),
     "priors": ("ponder/priors.py",),
     "objectives": ("ponder/objectives",),

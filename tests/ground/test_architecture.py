@@ -13,6 +13,7 @@ from tests.ground import house
 
 LAYERS = (
     ("ponder.errors", "ponder._utils"),
+    ("ponder.statistics",),
     ("ponder.distributions", "ponder.tasks"),
     ("ponder.policies", "ponder.priors", "ponder.objectives"),
     ("ponder.recipes",),
@@ -52,6 +53,7 @@ WITHOUT_TORCH = (
     "ponder.calibration.sweeps",
     "ponder.cascade",
     "ponder.cli.certify",
+    "ponder.statistics.answers",
     "ponder.deploy.export",
     "ponder.deploy.auditing",
     "ponder.deploy.ranking",

@@ -16,7 +16,7 @@ from scipy.stats import binom
 
 import ponder
 from ponder import policies
-from ponder.calibration.bounds import rows_needed
+from ponder.statistics.bounds import rows_needed
 from tests import toys
 from tests.matrices import cases, oracles
 from tests.matrices.cases import random_trajectory

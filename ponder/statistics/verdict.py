@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
+from ponder._utils.arrays import Floats
 from ponder._utils.rounding import rounded_down
-from ponder.calibration.bounds import BOUNDS, binomial_cdf, rows_needed, upper_bound
-from ponder.calibration.records import Floats
-from ponder.calibration.statement import count, percent
+from ponder.statistics.bounds import BOUNDS, binomial_cdf, rows_needed, upper_bound
+from ponder.statistics.certificate import count, percent
 
 __all__ = ["Verdict", "judge", "judge_losses", "rows_that_would_do"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ponder.calibration import Ledger
-from ponder.calibration.ledger import rises_by_rate
 from ponder.errors import ArgumentError
+from ponder.statistics import Ledger
+from ponder.statistics.ledger import rises_by_rate
 
 RATES = [0.005 * (1.2 / 0.005) ** (n / 19) for n in range(20)]
 USUAL = [math.exp(-0.5 * (math.log(rate / 0.08) / 0.9) ** 2) for rate in RATES]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ponder.calibration.answers import CertifiedAnswers, certify_answers
 from ponder.errors import ArgumentError
+from ponder.statistics.answers import CertifiedAnswers, certify_answers
 
 ROWS = 800
 LEVEL = 0.05

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ponder.calibration.records import Floats
+from ponder._utils.arrays import Floats
 from ponder.errors import ArgumentError
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ponder.calibration.bounds import (
+from ponder.statistics.bounds import (
     BOUNDS,
     binomial_cdf,
     check_losses,

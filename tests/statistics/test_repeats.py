@@ -9,9 +9,9 @@ import pytest
 
 from ponder import split
 from ponder._utils.rows import row_keys
-from ponder.calibration.records import Record
-from ponder.calibration.repeats import check_fresh, check_rows, fresh_rows, share_rows
+from ponder.calibration.records import Record, check_fresh
 from ponder.errors import ArgumentError
+from ponder.statistics.repeats import check_rows, fresh_rows, share_rows
 
 TRAFFIC = ("all different", "zipf 1.2", "zipf 2", "one text in twenty", "five texts")
 

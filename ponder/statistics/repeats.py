@@ -35,11 +35,11 @@ from typing import Any
 
 import numpy as np
 
-from ponder.calibration.bounds import binomial_cdf
-from ponder.calibration.records import Ints, Record, check_record
+from ponder._utils.arrays import Ints
 from ponder.errors import ArgumentError
+from ponder.statistics.bounds import binomial_cdf
 
-__all__ = ["check_fresh", "check_rows", "fresh_rows", "share_rows"]
+__all__ = ["check_rows", "fresh_rows", "share_rows"]
 
 _FALSE_ALARM = 1e-6  # probability with which independent sides are taken for rows used twice
 _FEWEST_DISTINCT = 8  # texts, whose numbers on two sides hardly agree by chance
@@ -59,7 +59,7 @@ def share_rows(one: Any, other: Any) -> bool:
 
     Example:
         >>> import numpy as np
-        >>> from ponder.calibration.repeats import share_rows
+        >>> from ponder.statistics.repeats import share_rows
         >>> traffic = np.random.default_rng(0).zipf(1.5, size=2000)  # few texts make up most of it
         >>> share_rows(traffic[:1000], traffic[1000:]), share_rows(traffic[:1000], traffic[500:])
         (False, True)
@@ -109,7 +109,7 @@ def fresh_rows(ids: Any, used: Any) -> Ints:
 
     Example:
         >>> import numpy as np
-        >>> from ponder.calibration.repeats import fresh_rows
+        >>> from ponder.statistics.repeats import fresh_rows
         >>> used = np.arange(100)
         >>> fresh_rows(np.arange(90, 200), used)[:3], fresh_rows(np.array([7, 7, 500, 501]), used)
         (array([0, 1, 2]), array([0, 1, 2, 3]))
@@ -146,28 +146,4 @@ def check_rows(ids: Any, argument: str) -> None:
             expected="rows as they were drawn, in which a text is repeated only if it came again",
             got=f"each of {len(counts)} texts {times} times, or a multiple of that",
             remedy="Leave the copies out; counted twice, rows would promise more than they can.",
-        )
-
-
-def check_fresh(test: Record, seen: Record, argument: str = "test") -> None:
-    """Refuse a record that shares rows with another one, or that is a run of other weights.
-
-    Rows are compared by `share_rows`, if their ids are hashes of contents.
-    """
-    check_record(test, argument)
-    weights = {test.weights, seen.weights} - {None}
-    comparable = test.content_ids and seen.content_ids
-    shared = comparable and share_rows(test.row_ids, seen.row_ids)
-    if shared or len(weights) > 1:
-        repeated = 0
-        if shared:
-            is_shared = np.isin(np.asarray(test.row_ids), np.asarray(seen.row_ids))
-            repeated = int(is_shared.sum())
-        digests = " and ".join(sorted(map(str, weights)))
-        raise ArgumentError(
-            argument,
-            expected="other rows than those that chose the policy, under the same weights",
-            got=f"{repeated} of {len(test)} rows again, weights {digests}",
-            remedy="Split the data first, ponder.split(texts), "
-            "and record both sides with one model.",
         )

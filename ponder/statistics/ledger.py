@@ -88,7 +88,7 @@ class Ledger:
         caught_costs: The same without pending audits.
 
     Example:
-        >>> ledger = ponder.calibration.Ledger(confidence=0.95)
+        >>> ledger = ponder.statistics.Ledger(confidence=0.95)
         >>> for row in range(1000):
         ...     ledger.answer(0.2, audited=row % 5 == 0)
         ...     if row % 5 == 0:

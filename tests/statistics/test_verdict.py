@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from ponder import policies
-from ponder.calibration.answers import certify_answers
-from ponder.calibration.bounds import upper_bound
+from ponder._utils.rounding import threshold_text
 from ponder.calibration.cascades import certify_cascade
 from ponder.calibration.control import control_risk
 from ponder.calibration.records import Record
-from ponder.calibration.statement import Promise, exits_rule, in_words, threshold_text
-from ponder.calibration.verdict import judge, judge_losses, rows_that_would_do
+from ponder.calibration.statement import exits_rule, in_words
+from ponder.statistics.answers import certify_answers
+from ponder.statistics.bounds import upper_bound
+from ponder.statistics.certificate import Promise
+from ponder.statistics.verdict import judge, judge_losses, rows_that_would_do
 
 CASES = [
     (0, 299, 0.01, "kept"),

@@ -21,24 +21,17 @@ from numpy.typing import NDArray
 from ponder._utils.checks import check_share
 from ponder._utils.files import read_json, reading
 from ponder._utils.plain import from_plain
-from ponder._utils.rounding import rounded_down, rounded_up
+from ponder._utils.rounding import rounded_down, rounded_up, threshold_text
 from ponder._utils.seals import changed_parts
-from ponder.calibration.bounds import (
+from ponder.errors import ArgumentError, CheckpointError
+from ponder.statistics.bounds import (
     binomial_cdf,
     most_failures_in_batch,
     rows_needed,
     upper_bound,
 )
-from ponder.calibration.statement import (
-    CONFIDENCE,
-    LEVEL,
-    Promise,
-    count,
-    percent,
-    threshold_text,
-)
-from ponder.calibration.verdict import Verdict, judge
-from ponder.errors import ArgumentError, CheckpointError
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, count, percent
+from ponder.statistics.verdict import Verdict, judge
 
 __all__ = ["THRESHOLD", "CertifiedAnswers", "certify_answers"]
 
@@ -153,7 +146,7 @@ def certify_answers(
         ArgumentError: Confidences outside [0, 1], or too few rows for the level.
 
     Example:
-        >>> from ponder.calibration.answers import certify_answers
+        >>> from ponder.statistics.answers import certify_answers
         >>> found = certify_answers(["yes", "no"] * 200, [0.9, 0.5] * 200, ["yes", "yes"] * 200)
         >>> found.taken, found.takes([0.95, 0.4])
         (0.5, array([ True, False]))

@@ -1,0 +1,11 @@
+"""Promises about anything: ledger, bounds, certificates, verdicts and repeats; NumPy and SciPy.
+
+* `bounds` gives p-values of a mean loss, and `ledger` a bound on a stream at all times.
+* `certificate` states a promise, and `verdict` judges it on fresh rows.
+* `answers` certifies a threshold on the confidences of any model.
+* `repeats` says what rows are, where texts occur again.
+"""
+
+from ponder.statistics.ledger import Ledger
+
+__all__ = ["Ledger"]
