@@ -120,7 +120,7 @@ class CrossEncoder(Ranker):
 
         The folder is replaced as a whole.
         """
-        with replaced_folder(folder, ["config.json"], [*FILES_OF_A_MODEL, RERANK]) as new:
+        with replaced_folder(folder, [*FILES_OF_A_MODEL, RERANK]) as new:
             self.model.save_pretrained(new)
             self.settings.write(new)
 

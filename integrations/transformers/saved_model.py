@@ -174,7 +174,7 @@ class SavedModel(PreTrainedModel):
             owned -= set(_WEIGHTS)
         if self.tokenizer is not None:
             owned |= set(_VOCABULARIES)
-        with replaced_folder(Path(save_directory), ["config.json"], owned) as new:
+        with replaced_folder(Path(save_directory), owned) as new:
             self._write_beside_weights(new)
             super().save_pretrained(new, *args, **options)
 

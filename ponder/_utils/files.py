@@ -1,19 +1,17 @@
-"""Files and folders, whole or not at all: what is written takes the place of the old in one act.
+"""Files and folders, whole or not at all: what is written takes the place of the old by renaming.
 
 `write_tensors`, `write_json` and `replace_text` replace one file. `replaced_folder` is for what
-needs several: they are written into a new folder beside the old one, and the two are exchanged by
-one call of the system.
+needs several: they are written beside the old ones, which are renamed before the new ones are.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABOUT",
+    "INDEXES",
     "digest_of_files",
     "read_json",
     "read_tensors",
@@ -39,11 +38,10 @@ __all__ = [
 
 ABOUT = ("ponder.json", "report.html")
 """What a command says of the model in a folder: it goes when another model takes the place."""
+INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json", "student.json")
+"""Files by which readers know what a folder is; they refuse a folder without any."""
 _README = "README.md"
 _NEEDS = "a saved file", "torch"
-# AT_FDCWD and RENAME_EXCHANGE of Linux.
-_HERE = -100
-_EXCHANGE = 2
 
 
 def write_tensors(
@@ -157,26 +155,24 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replaced_folder(
-    folder: str | Path, indexes: Sequence[str], owned: Collection[str]
-) -> Iterator[Path]:
-    """Yield a new folder, which takes the place of `folder` as a whole when the block ends.
+def replaced_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
+    """Yield a new folder, whose entries take the place of those of `folder` when the block ends.
 
-    The new folder is written beside the old one, flushed to the disk, and exchanged with it:
-    whoever reads, or finds the folder after a kill at any point, sees the old one or the new one.
-    If the block raises, the old one stays.
+    1. The new entries are written into a hidden folder inside `folder`, so on its file system, and
+       flushed to the disk. If the block raises, the old ones stay.
+    2. The old entries are renamed into the hidden folder, their index first.
+    3. The new ones are renamed to their place, the index last.
+    4. The hidden folder is removed.
 
-    On systems that cannot exchange two folders, the old one is renamed first, so that for a moment
-    it is missing. If the folder cannot be renamed (a mount point, the working directory, a parent
-    that is read-only), its entries are replaced one by one, the indexes taken away first and given
-    back last: after a kill readers refuse the folder.
+    After a kill at any point, readers find the old folder or the new one, or, between 2 and 3,
+    refuse one without an index; both are in the hidden folder then. As `folder` itself stays where
+    it is, it may be a mount point or the working directory.
 
     The folder that is yielded has the name of `folder` and its README, at which writers of model
-    cards look, and nothing else. Parts of it may be replaced as a whole in turn.
+    cards look, and nothing else. Parts of it may be replaced in turn.
 
     Args:
         folder: The folder; it need not exist.
-        indexes: Names of the files without any of which readers refuse the folder.
         owned: Patterns of the names that belong to what is written. Other entries of an older
             folder are kept, unless the new one has them too.
 
@@ -184,44 +180,49 @@ def replaced_folder(
         >>> from pathlib import Path
         >>> from ponder._utils.files import replaced_folder
         >>> for words in ("old", "new"):
-        ...     with replaced_folder("saved", ["index.json"], owned=["index.json"]) as new:
-        ...         _ = (new / "index.json").write_text(words)
-        >>> Path("saved/index.json").read_text()
+        ...     with replaced_folder("saved", owned=["export.json"]) as new:
+        ...         _ = (new / "export.json").write_text(words)
+        >>> Path("saved/export.json").read_text()
         'new'
     """
     place = Path(folder).resolve()
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"{folder} is a file; name a folder.")
-    new = _empty_beside(place)
+    is_new = not place.exists()
+    hidden = place / f".{secrets.token_hex(4)}"
+    new = hidden / "new" / place.name
+    new.mkdir(parents=True)
     try:
         if (place / _README).is_file():
             shutil.copy2(place / _README, new)
         yield new
-        for entry in _kept(place, new, owned):
-            _copy(entry, new / entry.name)
         _flush(new)
-        if not _take_place(new, place):
-            _replace_entries(new, place, indexes, owned)
-        # Other processes may have written beside it meanwhile, as those of a distributed training.
-        for entry in _kept(new, place, owned):
-            os.rename(entry, place / entry.name)
-    finally:
-        shutil.rmtree(new.parent, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(hidden)
+        if is_new:
+            place.rmdir()
+        raise
+    _exchange(new, place, hidden, owned)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _kept(old: Path, new: Path, owned: Collection[str]) -> list[Path]:
-    """Return the entries of an old folder that are not replaced, and that the new one lacks."""
-    kept: list[Path] = []
-    if old.is_dir():
-        for entry in old.iterdir():
-            is_replaced = _matches(entry, owned) or (new / entry.name).exists()
-            if entry != new.parent and not is_replaced:
-                kept.append(entry)
-    return kept
+def _exchange(new: Path, place: Path, hidden: Path, owned: Collection[str]) -> None:
+    """Rename the old entries of a folder into a hidden one, and the new ones to their place."""
+    old = hidden / "old"
+    old.mkdir()
+    replaced: list[Path] = []
+    for entry in place.iterdir():
+        is_owned = any(fnmatchcase(entry.name, pattern) for pattern in owned)
+        if entry != hidden and (is_owned or (new / entry.name).exists()):
+            replaced.append(entry)
+    for entry in sorted(replaced, key=_is_index, reverse=True):
+        os.replace(entry, old / entry.name)
+    for entry in sorted(new.iterdir(), key=_is_index):
+        os.replace(entry, place / entry.name)
 
 
-def _matches(entry: Path, patterns: Collection[str]) -> bool:
-    return any(fnmatchcase(entry.name, each) for each in patterns)
+def _is_index(path: Path) -> bool:
+    return path.name in INDEXES
 
 
 def digest_of_files(folder: str | Path) -> str:
@@ -235,99 +236,9 @@ def digest_of_files(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _empty_beside(place: Path) -> Path:
-    """Make an empty folder of the name of another, in a hidden one beside it.
-
-    If its parent is read-only, the hidden one is inside it.
-    """
-    name = f".{place.name}.{secrets.token_hex(4)}"
-    hidden = place.parent / name
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        hidden.mkdir()
-    except OSError:
-        if not place.is_dir():
-            raise
-        hidden = place / name
-        hidden.mkdir()
-    new = hidden / place.name
-    new.mkdir()
-    return new
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder, by links where the file system has these."""
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True, copy_function=_link)
-    else:
-        _link(source, target)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
 def _flush(folder: Path) -> None:
-    """Flush the files of a folder to the disk, so that they are there before it is renamed."""
+    """Flush the files of a folder to the disk, so that they are there before they are renamed."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file, suppress(OSError):  # read-only files of some systems
                 os.fsync(file.fileno())
-
-
-def _take_place(new: Path, place: Path) -> bool:
-    """Move the folder `new` to `place` by renaming, and return whether that was possible.
-
-    A folder that was at `place` is at `new` afterwards.
-    """
-    if place.is_dir() and Path.cwd().is_relative_to(place):
-        return False  # the process would go on in the folder that is removed
-    try:
-        os.rename(new, place)  # there was none, or an empty one
-        return True
-    except OSError:
-        if _exchanged(new, place):
-            return True
-    old = new.with_name(f"{new.name}.old")
-    try:
-        os.rename(place, old)
-    except OSError:
-        return False
-    os.rename(new, place)
-    os.rename(old, new)
-    return True
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two folders in one act, which only Linux offers; return whether it did."""
-    if os.name != "posix":
-        return False
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
-
-
-def _replace_entries(
-    new: Path, place: Path, indexes: Sequence[str], owned: Collection[str]
-) -> None:
-    """Replace the entries of a folder one by one; between, it has no index."""
-    place.mkdir(exist_ok=True)
-    for name in indexes:
-        (place / name).unlink(missing_ok=True)
-    for entry in place.iterdir():
-        if entry != new.parent and _matches(entry, owned):
-            _remove(entry)
-    for entry in sorted(new.iterdir(), key=lambda path: path.name in indexes):
-        _remove(place / entry.name)
-        os.replace(entry, place / entry.name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

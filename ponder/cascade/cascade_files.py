@@ -81,7 +81,7 @@ def write_cascade(
     policy: ExitPolicy,
 ) -> None:
     """Write a cascade; the folder is replaced as a whole."""
-    with replaced_folder(folder, [FILE], _OWNED) as new:
+    with replaced_folder(folder, _OWNED) as new:
         entries = [
             _write_stage(stage, new, f"stage_{number}") for number, stage in enumerate(stages, 1)
         ]

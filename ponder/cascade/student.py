@@ -248,7 +248,7 @@ class Student:
         The folder is replaced as a whole.
         """
         parts = self._parts()
-        with replaced_folder(folder, [_FILE], ["student.*"]) as new:
+        with replaced_folder(folder, ["student.*"]) as new:
             write_tensors(new / "student.safetensors", parts.arrays, {"format": _FORMAT})
             write_json(new / _FILE, _FORMAT, parts.settings)
 

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ponder._utils.files import ABOUT, replaced_folder
+from ponder._utils.files import ABOUT, INDEXES, replaced_folder
 from ponder.deploy.folders import card_of
 from ponder.deploy.used import USED
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
@@ -36,8 +36,7 @@ __all__ = [
 
 _WIDTH = 80
 _EVERY = 10.0  # seconds between lines of progress
-_INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json")
-_WRITTEN = (*_INDEXES, *ABOUT, USED, "*.onnx", "*.safetensors", "stage_*")
+_WRITTEN = (*INDEXES, *ABOUT, USED, "*.onnx", "*.safetensors", "stage_*")
 """Patterns of what commands write into a folder, besides tokenizers."""
 _OPTIONS = {
     "confidences": "--confidence-column",
@@ -130,7 +129,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     So a model, its card and the texts that made it are always of one run of a command.
     """
-    with replaced_folder(out, _INDEXES, _WRITTEN) as new:
+    with replaced_folder(out, _WRITTEN) as new:
         yield new
 
 
@@ -163,7 +162,9 @@ def _may_be_replaced(out: Path, command: str) -> bool:
     """Return whether a path is an empty folder, or one that the same command wrote."""
     if not out.is_dir():
         return False
-    return not any(out.iterdir()) or card_of(out).get("command") == command
+    # A command that was killed may have left a hidden folder.
+    is_empty = all(path.name.startswith(".") for path in out.iterdir())
+    return is_empty or card_of(out).get("command") == command
 
 
 def probe_file(out: Path, sources: Iterable[Path]) -> None:

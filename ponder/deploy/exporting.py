@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from ponder._utils.modes import evaluating
 from ponder._utils.trees import Shared, Tree, tensors, unwrap
 from ponder.deploy.graphs import Slot, flatten, refilled, write_graph, write_policy
 from ponder.deploy.manifest import (
-    FILE,
     FILES_OF_AN_EXPORT,
     TOKENIZER,
     Manifest,
@@ -119,7 +117,7 @@ def onnx(
                 got=f"{name} in {weight.dtype} on {weight.device}",
                 remedy="Export a copy: copy.deepcopy(model).cpu().float().",
             )
-    with _replaced(folder) as new_folder, evaluating(source.model):
+    with replaced_folder(folder, FILES_OF_AN_EXPORT) as new_folder, evaluating(source.model):
         _Tracer(source, new_folder).write()
         if int8:
             _quantize(new_folder, int8, calibration)
@@ -134,7 +132,7 @@ def quantized(
     calibration: Any = None,
 ) -> Path:
     """Write an export again with its steps in 8 bits, as `onnx` does, without tracing."""
-    with _replaced(folder) as new_folder:
+    with replaced_folder(folder, FILES_OF_AN_EXPORT) as new_folder:
         shutil.copytree(export, new_folder, dirs_exist_ok=True)
         _quantize(new_folder, int8, calibration)
     return Path(folder)
@@ -163,11 +161,6 @@ def _source(model: Any, example: Any) -> ExportSource:
     if padding is not None and padding.mask in context:
         defaults[padding.mask] = float(padding.real)
     return ExportSource(model, inputs, context, defaults=defaults)
-
-
-def _replaced(folder: str | Path) -> AbstractContextManager[Path]:
-    """Return an empty folder that replaces an export as a whole."""
-    return replaced_folder(folder, [FILE], FILES_OF_AN_EXPORT)
 
 
 def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> None:

@@ -120,7 +120,7 @@ class OnnxModel:
         if folder is None or Path(folder) == self.folder:
             self.manifest.write(self.folder)
             return
-        with replaced_folder(folder, [FILE], FILES_OF_AN_EXPORT) as new_folder:
+        with replaced_folder(folder, FILES_OF_AN_EXPORT) as new_folder:
             shutil.copytree(self.folder, new_folder, dirs_exist_ok=True)
             self.manifest.write(new_folder)
 

@@ -139,11 +139,14 @@ def test_weights_that_moved_in_memory_are_saved_without_the_promise(tmp_path: Pa
         assert not isinstance(Cascade.load(tmp_path).policy, Certified)
 
 
-def test_a_kill_while_saving_leaves_the_old_cascade_or_the_new_one(tmp_path: Path) -> None:
+def test_a_kill_while_saving_leaves_the_old_cascade_or_the_new_one_or_a_refusal(
+    tmp_path: Path,
+) -> None:
     """A mixture would answer as neither of the two, or lose its promise with a warning."""
     code = """
 import warnings
 from ponder.cascade import Cascade, Student
+from ponder.errors import CheckpointError
 from ponder.policies import Certified
 from tests.kills import kills
 texts = [f"{word} {n}" for n in range(100) for word in ("my card", "a loan")]
@@ -156,7 +159,11 @@ for stages in (students[:2], students[2:]):
 digests = [cascade.weights_digest() for cascade in pair]
 warnings.simplefilter("error")
 for folder in kills(pair[0].save, pair[1].save):
-    found = Cascade.load(folder)
+    try:
+        found = Cascade.load(folder)
+    except CheckpointError:
+        print("refused")
+        continue
     assert isinstance(found.policy, Certified)
     print(digests.index(found.weights_digest()))
 """
