@@ -11,7 +11,7 @@ step takes all the mass that is left. Everything is computed in log space, in fl
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch.distributions.utils import lazy_property
 from ponder._utils.arrays import at_least_float32, weighted
 from ponder.errors import ArgumentError
 
-__all__ = ["StepDistribution"]
+__all__ = ["StepDistribution", "log_masses"]
 
 
 class StepDistribution(Distribution):
@@ -66,10 +66,7 @@ class StepDistribution(Distribution):
 
         Finite, with finite gradients, for any finite logits.
         """
-        logits = at_least_float32(logits)[..., :-1]
-        log_survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
-        log_hazard = F.pad(F.logsigmoid(logits), (0, 1))
-        return cls(log_hazard + log_survival, validate_args=False)
+        return cls(log_masses(logits), validate_args=False)
 
     @property
     def num_steps(self) -> int:
@@ -155,6 +152,27 @@ class StepDistribution(Distribution):
         index = (value.long() - 1).unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], table.shape[:-1])
         return table.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
+
+
+def log_masses(hazard_logits: Tensor, mass: Literal["rest", "lost"] = "rest") -> Tensor:
+    """Return the logarithms of the masses of the steps, `(…, steps)`, of hazard logits.
+
+    Args:
+        hazard_logits: `(…, steps)`; half precision is promoted to float32.
+        mass: The mass that is left at the last step: the step takes the ``"rest"``, so that the
+            masses sum to 1, or its own hazard of it, λ_N Π_{j<N} (1 − λ_j), and what remains is
+            ``"lost"``.
+
+    Example:
+        >>> log_masses(torch.tensor([0.0, 0.0, 0.0]), mass="lost").exp()
+        tensor([0.5000, 0.2500, 0.1250])
+    """
+    logits = at_least_float32(hazard_logits)
+    early = logits[..., :-1]
+    log_survival = F.pad(F.logsigmoid(-early).cumsum(-1), (1, 0))
+    if mass == "lost":
+        return F.logsigmoid(logits) + log_survival
+    return F.pad(F.logsigmoid(early), (0, 1)) + log_survival
 
 
 @register_kl(StepDistribution, StepDistribution)  # type: ignore[untyped-decorator]

@@ -152,10 +152,8 @@ def objective_loss(
         teacher_outputs: The answers of a teacher, if the objective needs one.
     """
     outputs = trajectory.outputs
-    halting: StepDistribution | None = None
     precision = outputs.dtype
     if trajectory.hazard_logits is not None:
-        halting = trajectory.halting
         precision = trajectory.hazard_logits.dtype
     over_steps: StepDistribution | None = None
     if prior is not None and "prior" in objective.needs:
@@ -164,7 +162,7 @@ def objective_loss(
         outputs,
         task.step_losses(outputs, labels),
         task,
-        halting=halting,
+        hazard_logits=trajectory.hazard_logits,
         prior=over_steps,
         labels=labels,
         features=trajectory.features,

@@ -180,6 +180,7 @@ class PonderWrapper(nn.Module):
         policy: ExitPolicy | None = None,
         head_dropout: float = 0.1,
         layers: str | None = None,
+        **recipe_options: Any,
     ) -> Self:
         """Build a model with new heads from an encoder and a recipe, which is scaled to its steps.
 
@@ -203,6 +204,7 @@ class PonderWrapper(nn.Module):
             policy: An exit policy instead of the recipe's.
             head_dropout: Dropout in front of the head.
             layers: The name of the list of layers (``"encoder.layer"``); None takes the largest.
+            recipe_options: Arguments of the recipe of that name, as for `recipes.get`.
 
         Raises:
             ArgumentError: The encoder cannot be read or run, or is a classifier that has a head.
@@ -223,7 +225,14 @@ class PonderWrapper(nn.Module):
         meaning = as_task(task)
         assert meaning is not None
         if isinstance(recipe, str):
-            recipe = recipes.get(recipe)
+            recipe = recipes.get(recipe, **recipe_options)
+        elif recipe_options:
+            raise ArgumentError(
+                "recipe",
+                expected=f"the name of a recipe, whose arguments are {sorted(recipe_options)}",
+                got=recipe.name,
+                remedy="Build the recipe with them: recipes.get(name, …).",
+            )
         encoder = read_encoder(
             module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
         )

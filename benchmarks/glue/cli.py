@@ -58,6 +58,9 @@ def run_command(
         list[str] | None,
         typer.Option(help="Argument of the recipe, for example hidden_concat=false; repeatable."),
     ] = None,
+    as_released: Annotated[
+        bool, typer.Option("--as-released", help="palbert as its authors' code trains it.")
+    ] = False,
     policy: Annotated[
         str | None, typer.Option(help="quantile:q=0.3, say, instead of the recipe's.")
     ] = None,
@@ -73,11 +76,14 @@ def run_command(
     given = tasks.get(task)
     fields = parse_fields("--set", fixed or [])
     fields["policy"] = None if policy is None else parse_policy(policy).to_dict()
+    options = parse_fields("--option", option or [])
+    if as_released:
+        options["as_released"] = True
     config = RunConfig(
         given.name,
         recipe,
         backbone,
-        recipe_options=parse_fields("--option", option or []),
+        recipe_options=options,
         **fields,
     )
     hide_bars()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.loops.solver import Solver
 from benchmarks.loops.tasks import Problems, Task
-from ponder import LambdaHead, StepDistribution, objectives, priors
+from ponder import LambdaHead, objectives, priors
 from ponder.tasks import task_named
 
 __all__ = ["HEADS", "LEARNERS", "train", "train_gates"]
@@ -86,7 +86,7 @@ def _loss_of_gate(
         outputs,
         _CLASSIFICATION.step_losses(outputs, labels),
         _CLASSIFICATION,
-        halting=StepDistribution.from_hazard_logits(logits),
+        hazard_logits=logits,
         prior=priors.Geometric(min(0.5, 3 / num_steps))(num_steps),
         labels=labels,
     )

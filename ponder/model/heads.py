@@ -29,7 +29,11 @@ class LambdaHead(nn.Module):
         history: How many steps' features are concatenated, newest first, ≥ 1.
         initial: The features of steps before the first: ``"stem"``, the readout of the stem's
             output h_0 (Eq. 3), or ``"zeros"``.
-        dropout: Probability of dropping an input of a layer, in [0, 1).
+        dropout: Probability of dropping an input of the head, in [0, 1).
+        widening: The width of the layers between, in widths of a feature, ≥ 1: 2 is that of
+            PALBERT's released code, for two steps.
+        detach: Whether the head learns without moving the encoder: no gradient flows from the
+            hazards into the features.
         start: The hazard around which a new head starts, in (0, 1). 0.5 leaves the last bias as
             PyTorch draws it. With the prior's hazard the divergence from the prior starts near 0;
             with a small one, training starts at deep exits.
@@ -55,24 +59,30 @@ class LambdaHead(nn.Module):
         initial: Literal["stem", "zeros"] = "stem",
         dropout: float = 0.0,
         start: float = 0.5,
+        widening: int = 1,
+        detach: bool = False,
     ) -> None:
         super().__init__()
         check_choice("initial", initial, ("stem", "zeros"))
         self.width = width
         self.history = history
         self.initial = initial
-        sizes = [width * history] + [width] * (layers - 1)
-        modules: list[nn.Module] = []
-        for size in sizes[:-1]:
-            modules += [nn.Dropout(dropout), nn.Linear(size, width), nn.Tanh()]
-        last = nn.Linear(sizes[-1], 1)
+        self.detach = detach
+        size = width * history
+        modules: list[nn.Module] = [nn.Dropout(dropout)]
+        for _ in range(layers - 1):
+            modules += [nn.Linear(size, width * widening), nn.Tanh()]
+            size = width * widening
+        last = nn.Linear(size, 1)
         self.start_logit = math.log(start) - math.log1p(-start)
         with torch.no_grad():
             last.bias.add_(self.start_logit)
-        self.layers = nn.Sequential(*modules, nn.Dropout(dropout), last)
+        self.layers = nn.Sequential(*modules, last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Hazard logits, `(batch,)`, from concatenated features, `(batch, history · width)`."""
+        if self.detach:
+            features = features.detach()
         logits: Tensor = rearrange(self.layers(features), "... 1 -> ...")
         return logits
 
@@ -156,5 +166,13 @@ def make_heads(
     spec = recipe.lambda_head
     if spec is None:
         return head, None
-    start = spec.hazard(recipe.prior, num_steps)
-    return head, LambdaHead(width, spec.layers, spec.history, initial=spec.initial, start=start)
+    return head, LambdaHead(
+        width,
+        spec.layers,
+        spec.history,
+        initial=spec.initial,
+        dropout=spec.dropout,
+        start=spec.hazard(recipe.prior, num_steps),
+        widening=spec.widening,
+        detach=spec.detach,
+    )

@@ -55,7 +55,7 @@ class ACT(Objective):
         check_real("epsilon", self.epsilon, 0.0, 1.0, open_high=True)
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
-        weights, last = self._weights(unrolled.given("halting"))
+        weights, last = self._weights(unrolled.halting)
         answer = _mean(unrolled.outputs, weights)
         labels = torch.as_tensor(unrolled.labels)
         remainder = (weights * last).sum(-1)

@@ -27,7 +27,7 @@ NEEDS = {
     "features": "Name 'features' in the objective's needs.",
 }
 """The needs of objectives, each with the remedy if a model lacks it."""
-_FIELDS = {"halting": "hazard", "teacher_outputs": "teacher"}
+_FIELDS = {"hazard_logits": "hazard", "teacher_outputs": "teacher"}
 
 registry: Registry[Objective] = Registry("objective", "ponder.objectives")
 
@@ -87,7 +87,7 @@ class Unrolled:
         losses: The task's loss (negative log-likelihood) of every example at every step, `(batch,
             steps)`.
         task: The task, for objectives that compare outputs with outputs.
-        halting: The halting distribution, `(batch,)` over the steps, or None without a Lambda head.
+        hazard_logits: `(batch, steps)`; None without a Lambda head.
         prior: The prior over the same steps; None if the model has no prior.
         labels: Labels as the task takes them, batch first.
         features: The readout's features, `(batch, steps, …)`; None where the objective does not
@@ -109,13 +109,18 @@ class Unrolled:
     outputs: Tensor
     losses: Tensor
     task: Task
-    halting: StepDistribution | None = None
+    hazard_logits: Tensor | None = None
     prior: StepDistribution | None = None
     labels: Tensor | None = None
     features: Tensor | None = None
     progress: Progress | None = None
     teacher_outputs: Tensor | None = None
     mask: Tensor | None = None
+
+    @property
+    def halting(self) -> StepDistribution:
+        """The halting distribution that the hazards induce, `(batch,)` over the steps."""
+        return StepDistribution.from_hazard_logits(self.given("hazard_logits"))
 
     def given(self, field: str) -> Any:
         """Return the field of that name, which has to be there."""

@@ -30,6 +30,9 @@ class LambdaSpec:
         history: Steps whose features it reads.
         initial: Features of the steps before the first: ``"stem"`` or ``"zeros"``.
         start: Hazard of a new head: ``"half"``, or ``"prior"``, the prior's at step 1.
+        dropout: Probability of dropping an input of the head.
+        widening: The width of the layers between, in widths of a feature.
+        detach: Whether no gradient flows from the hazards into the encoder.
 
     Example:
         >>> round(recipes.LambdaSpec(start="prior").hazard(priors.Geometric(0.1), num_steps=12), 3)
@@ -40,6 +43,9 @@ class LambdaSpec:
     history: int = 1
     initial: Literal["stem", "zeros"] = "stem"
     start: Literal["half", "prior"] = "half"
+    dropout: float = 0.0
+    widening: int = 1
+    detach: bool = False
 
     def hazard(self, prior: Prior | None, num_steps: int) -> float:
         """Return the hazard that a new head starts at, for a prior over `num_steps` steps."""

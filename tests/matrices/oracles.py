@@ -38,6 +38,20 @@ def pmf(logits: Sequence[float]) -> list[float]:
     return [*p, alive]
 
 
+def lost_pmf(logits: Sequence[float], floor: float = 0.0) -> tuple[list[float], list[bool]]:
+    """PALBERT's released code: the masses of the steps, and which of them are the floor."""
+    alive = 1.0
+    total = 0.0
+    p = list[float]()
+    floored = list[bool]()
+    for logit in logits:
+        floored.append(floor > 0 and total > 1.0 - floor)
+        p.append(floor / len(logits) if floored[-1] else alive * sigmoid(logit))
+        alive *= sigmoid(-logit)
+        total += p[-1]
+    return p, floored
+
+
 def cdf(p: Sequence[float]) -> list[float]:
     total = 0.0
     table = []
@@ -180,9 +194,13 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
         )
     if name == "ponder":
         p = pmf(row["hazard_logits"])
+        if spec["mass"] == "lost":
+            p, _ = lost_pmf(row["hazard_logits"], spec["floor"])
         q = row["prior"]
         if spec["likelihood"] == "expected_log":
-            fit = math.fsum(mass * loss for mass, loss in zip(p, losses, strict=True))
+            # The batch may have ended before the last step (`batch_steps`).
+            ran = row.get("batch_steps", len(p))
+            fit = math.fsum(mass * loss for mass, loss in zip(p[:ran], losses[:ran], strict=True))
         else:
             fit = -math.log(
                 math.fsum(mass * math.exp(-loss) for mass, loss in zip(p, losses, strict=True))
@@ -215,6 +233,12 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
     return spec["weight"] * _average(
         [distillation_loss(task, s, teacher, spec["temperature"]) for s in students]
     )
+
+
+def batch_steps(rows: Sequence[Sequence[float]], floor: float) -> int:
+    """PALBERT's released code: the steps that a batch of hazard logits runs, until all rows are floored."""
+    flags = [lost_pmf(logits, floor)[1] for logits in rows]
+    return sum(not all(at_step) for at_step in zip(*flags, strict=True))
 
 
 # -- policies ----------------------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ OBJECTIVES: list[objectives.Objective] = [
     objectives.Ponder(0.3, kl="prior_posterior"),
     objectives.Ponder(0.2, likelihood="log_expected"),
     objectives.Ponder(0.0),
+    objectives.Ponder(0.4, kl="prior_posterior", mass="lost"),
     objectives.ACT(0.3),
     objectives.ACT(0.1, epsilon=0.4),
     objectives.DeepSupervision("linear"),
@@ -220,13 +221,12 @@ def losses_of(objective: objectives.Objective, task: str, given: dict[str, Tenso
     rule = tasks.task_named(task)
     outputs = given["outputs"]
     labels = labels_for(task, ROWS)
-    halting = StepDistribution.from_hazard_logits(given["hazard_logits"])
     unrolled = objectives.Unrolled(
         outputs=outputs,
         losses=torch.stack([rule.losses(of_step, labels) for of_step in outputs.unbind(1)], dim=1),
         task=rule,
-        halting=halting,
-        prior=PRIOR(outputs.shape[1], dtype=halting.log_pmf.dtype),
+        hazard_logits=given["hazard_logits"],
+        prior=PRIOR(outputs.shape[1], dtype=given["hazard_logits"].dtype),
         labels=labels,
         teacher_outputs=given["teacher"],
         mask=MASK if task in PER_POSITION else None,
@@ -341,9 +341,12 @@ def test_the_early_heads_learn_the_teachers_answer_and_not_its_inverse() -> None
 def _two_classes(objective: objectives.Objective, given: dict[str, Tensor]) -> Tensor:
     rule = tasks.task_named("classification")
     losses = torch.zeros(ROWS, given["outputs"].shape[1])
-    halting = StepDistribution.from_hazard_logits(given["hazard_logits"])
     unrolled = objectives.Unrolled(
-        given["outputs"], losses, rule, halting, None, teacher_outputs=given["teacher"]
+        given["outputs"],
+        losses,
+        rule,
+        given["hazard_logits"],
+        teacher_outputs=given["teacher"],
     )
     return objective.per_example(unrolled)
 
@@ -383,15 +386,13 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(
     labels = labels_for(task, toys.ROWS)
     out = made.model.train()(made.inputs, labels=labels, **made.context)
     trajectory = out.trajectory
-    logits = trajectory.hazard_logits  # computed where the objective reads them
-    halting = StepDistribution.from_hazard_logits(logits) if "hazard" in objective.needs else None
     unrolled = objectives.Unrolled(
         outputs=trajectory.outputs,
         losses=torch.stack(
             [tasks.task_named(task).losses(o, labels) for o in trajectory.outputs.unbind(1)], dim=1
         ),
         task=tasks.task_named(task),
-        halting=halting,
+        hazard_logits=trajectory.hazard_logits,
         prior=PRIOR(toys.STEPS, dtype=torch.float64),
         labels=labels,
         mask=trajectory.mask,

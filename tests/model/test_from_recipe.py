@@ -41,6 +41,14 @@ def encoders(kind: str) -> dict[str, Any]:
     }
 
 
+def test_options_of_a_recipe_come_with_its_name() -> None:
+    given = {"num_outputs": 2, **encoders("captured")}
+    model = ponder.PonderWrapper.from_recipe(recipe="palbert", as_released=True, **given)
+    assert model.objective == recipes.get("palbert", as_released=True).stages[0].objective
+    with pytest.raises(ponder.errors.ArgumentError, match="the name of a recipe"):
+        ponder.PonderWrapper.from_recipe(recipe=recipes.get("palbert"), as_released=True, **given)
+
+
 WITH_CLASSES = ("cosee", "deebert", "fastbert")
 """Recipes that exit by the probabilities of classes, and have no other policy."""
 

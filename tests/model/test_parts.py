@@ -135,6 +135,25 @@ def test_a_lambda_head_starts_at_a_hazard(start: float) -> None:
     ]
 
 
+def test_the_lambda_head_of_the_released_palbert_is_wide() -> None:
+    spec = recipes.get("palbert", as_released=True)
+    _, head = make_heads(spec, 768, 2, 12)
+    assert head is not None
+    linear = [part for part in head.layers if isinstance(part, nn.Linear)]
+    assert [tuple(part.weight.shape) for part in linear] == [(1536, 1536)] * 3 + [(1, 1536)]
+    assert [type(part) for part in head.layers[:3]] == [nn.Dropout, nn.Linear, nn.Tanh]
+    assert head.layers[0].p == 0.1
+    assert not head.before_first_step(torch.randn(2, 768)).any()
+
+
+def test_a_detached_lambda_head_learns_and_does_not_move_the_features() -> None:
+    features = torch.randn(3, 8, requires_grad=True)
+    head = ponder.LambdaHead(8, layers=2, detach=True)
+    head(features).sum().backward()
+    assert features.grad is None
+    assert all(weight.grad is not None for weight in head.parameters())
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_heads_are_those_of_the_recipe(name: str) -> None:
     recipe = recipes.get(name).for_steps(5)

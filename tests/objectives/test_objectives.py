@@ -50,9 +50,7 @@ def batch(task: str = "classification", **changes: Any) -> Unrolled:
         "outputs": outputs,
         "losses": losses,
         "task": task_named(task),
-        "halting": StepDistribution.from_hazard_logits(
-            torch.randn(ROWS, STEPS, generator=draw, dtype=torch.float64)
-        ),
+        "hazard_logits": torch.randn(ROWS, STEPS, generator=draw, dtype=torch.float64),
         "prior": priors.Geometric(0.3)(STEPS, dtype=torch.float64),
         "labels": labels,
         "progress": Progress(3, 4),
@@ -71,13 +69,12 @@ def test_an_objective_survives_json_pickle_and_copies(objective: objectives.Obje
 @pytest.mark.parametrize("objective", EVERY, ids=str)
 def test_one_step_has_a_finite_loss(objective: objectives.Objective) -> None:
     made = batch()
-    halting = StepDistribution.from_hazard_logits(torch.zeros(ROWS, 1))
     if not isinstance(objective, objectives.OneStep | objectives.Distillation):
         one = objective.per_example(
             batch(
                 outputs=made.outputs[:, :1],
                 losses=made.losses[:, :1],
-                halting=halting,
+                hazard_logits=torch.zeros(ROWS, 1),
                 prior=priors.Uniform()(1),
             )
         )
@@ -258,10 +255,13 @@ def test_what_is_missing_is_named_with_its_remedy() -> None:
 
 
 def two_steps(logits: list[float], losses: list[list[float]]) -> Unrolled:
-    halting = StepDistribution.from_hazard_logits(torch.tensor(logits).expand(len(losses), -1))
     outputs = torch.zeros(len(losses), len(logits), 2)
     return Unrolled(
-        outputs, torch.tensor(losses), task_named(None), halting, priors.Geometric(0.3)(len(logits))
+        outputs,
+        torch.tensor(losses),
+        task_named(None),
+        torch.tensor(logits).expand(len(losses), -1),
+        priors.Geometric(0.3)(len(logits)),
     )
 
 
@@ -286,6 +286,51 @@ def test_the_divergence_has_the_direction_that_it_names() -> None:
     assert abs(found[0] - found[1]) > 0.1
 
 
+@pytest.mark.parametrize("early", [[-2.0, 0.3], [9.0, 0.3], [4.0, 3.0]])
+def test_a_floor_and_the_end_of_a_batch_are_those_of_a_plain_loop(early: list[float]) -> None:
+    """No row, one row, and every row has a CDF above 0.95 before the last step."""
+    logits = [[early[0], -0.4, 2.0, 0.1], [early[1], 9.0 if early[1] > 1 else -1.0, 0.2, 0.7]]
+    losses = [[0.5, 0.1, 2.0, 3.0], [1.0, 4.0, 0.3, 0.2]]
+    prior = oracles.prior({"name": "geometric", "rate": 0.3}, 4)
+    objective = objectives.Ponder(0.6, "prior_posterior", mass="lost", floor=0.05)
+
+    def expected(of_rows: list[list[float]]) -> list[float]:
+        ran = oracles.batch_steps(of_rows, 0.05)
+        rows = [
+            {
+                "losses": each,
+                "task": "classification",
+                "hazard_logits": hazards,
+                "prior": prior,
+                "batch_steps": ran,
+            }
+            for each, hazards in zip(losses, of_rows, strict=True)
+        ]
+        return [oracles.objective(objective.to_dict(), row) for row in rows]
+
+    given = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    made = Unrolled(
+        torch.zeros(2, 4, 2),
+        torch.tensor(losses, dtype=torch.float64),
+        task_named(None),
+        given,
+        priors.Geometric(0.3)(4, dtype=torch.float64),
+    )
+    found = objective.per_example(made)
+    assert found.tolist() == pytest.approx(expected(logits), rel=1e-6)
+    (gradient,) = torch.autograd.grad(found.sum(), given)
+    nudge = 1e-5
+    for row in range(2):
+        for step in range(4):
+            sides = []
+            for side in (nudge, -nudge):
+                moved = copy.deepcopy(logits)
+                moved[row][step] += side
+                sides.append(sum(expected(moved)))
+            difference = (sides[0] - sides[1]) / (2 * nudge)
+            assert float(gradient[row, step]) == pytest.approx(difference, rel=1e-4, abs=1e-7)
+
+
 def test_a_divergence_of_no_weight_may_be_infinite() -> None:
     shallow = StepDistribution(
         torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).log()
@@ -294,7 +339,7 @@ def test_a_divergence_of_no_weight_may_be_infinite() -> None:
 
 
 def test_losses_are_weighted_before_they_are_reduced() -> None:
-    halting = StepDistribution.from_hazard_logits(torch.tensor([[1e4, 0.0], [-1e4, 0.0]]))
+    logits = torch.tensor([[1e4, 0.0], [-1e4, 0.0]])
     losses = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
-    made = Unrolled(torch.zeros(2, 2, 2), losses, task_named(None), halting, priors.Uniform()(2))
+    made = Unrolled(torch.zeros(2, 2, 2), losses, task_named(None), logits, priors.Uniform()(2))
     assert objectives.Ponder(0.0).per_example(made).tolist() == pytest.approx([4.0, 4.0])

@@ -120,6 +120,13 @@ def test_palbert_with_every_switch_off_is_pondernet() -> None:
     assert taught.policy == policies.FixedStep(4)
 
 
+def test_palbert_as_released_is_plain_json_too() -> None:
+    recipe = recipes.get("palbert", as_released=True, hidden_concat=False)
+    assert recipe.lambda_head == LambdaSpec(4, 1, initial="zeros", dropout=0.1, widening=1)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.policy == recipes.get("palbert").policy
+
+
 def test_the_default_expects_exits_at_a_share_of_the_depth() -> None:
     for num_steps in (4, 6, 12, 24):
         prior = recipes.get("frozen").for_steps(num_steps).prior
