@@ -78,7 +78,7 @@ class Ponder(Objective):
         if not self.beta:
             return fit  # the KL is infinite if the prior excludes a step, and 0 · ∞ is NaN
         if self.kl == "posterior_prior":
-            divergence = weighted(log_pmf.exp(), log_pmf - log_prior).sum(-1)
+            divergence: Tensor = weighted(log_pmf.exp(), log_pmf - log_prior).sum(-1)
         else:
             divergence = weighted(log_prior.exp(), log_prior - log_pmf).sum(-1)
         return fit + self.beta * divergence
