@@ -28,9 +28,9 @@ def palbert(
 
     The paper's text decides, unless `as_released` is set: then it is the code that the authors
     released (github.com/tinkoff-ai/palbert, commit 52a79af). There the mass that is left at the
-    last step is lost, steps behind a CDF of 0.95 have the floor 0.05 / N, the divergence is KL(prior
-    ‖ posterior), and the Lambda head has one layer more, all twice as wide, dropout of 0.1 on its
-    input, and zeros in the place of h_0.
+    last step is lost, steps behind a CDF of 0.95 have the floor 0.05 / N, the divergence is
+    KL(prior ‖ posterior), and the Lambda head has one layer more, all twice as wide, dropout of 0.1
+    on its input, and zeros in the place of h_0.
 
     Args:
         q_exit: Exit at the quantile `q` of the halting distribution, or sample (with `seed`).
