@@ -400,3 +400,78 @@ def exits(spec: Spec, row: Spec) -> set[int]:
         if answer is None:
             allowed.add(n)
     raise AssertionError("unreachable")
+
+
+# -- official codes: the lines that decide, as plain loops of one row ---------------------------------------------
+
+
+def pabee(answers: Sequence[Any], patience: int, threshold: float | None = None) -> int:
+    """The counter follows the comparison; out when it equals the patience; numbers agree if nearer than a threshold."""
+    counter = 0
+    for n, (now, before) in enumerate(zip(answers[1:], answers, strict=False), start=2):
+        agree = now == before if threshold is None else abs(now - before) < threshold
+        counter = counter + 1 if agree else 0
+        if counter == patience:
+            return n
+    return len(answers)
+
+
+def first_below(values: Sequence[float], threshold: float, *, or_equal: bool = False) -> int:
+    """DeeBERT (entropy in nats), FastBERT (normalised) and COSEE: out once the value is below, the last otherwise."""
+    for n, value in enumerate(values, start=1):
+        if value < threshold or (or_equal and value == threshold):
+            return n
+    return len(values)
+
+
+def cosee_energy(logits: Sequence[float], temperature: float = 1.0) -> float:
+    """1 / (1 + (Σ_c exp(z_c / T))^T)."""
+    return 1.0 / (1.0 + math.fsum(math.exp(z / temperature) for z in logits) ** temperature)
+
+
+def palbert(logits: Sequence[float], q: float) -> int:
+    """Out once the accumulated p is above q, the last step otherwise, whose hazard counts like any other."""
+    total = 0.0
+    for n, mass in enumerate(lost_pmf(logits)[0], start=1):
+        total += mass
+        if total > q:
+            return n
+    return len(logits)
+
+
+def q_head(logits: Sequence[float], max_steps: int) -> int:
+    """TRM halts where q > 0, HRM where q_halt > q_continue, and both at the last step."""
+    return next((n for n, q in enumerate(logits[:max_steps], start=1) if q > 0), max_steps)
+
+
+def universal_transformer(units: Sequence[float], threshold: float) -> tuple[list[float], int]:
+    """ACT in Tensor2Tensor: the weights and the updates of a position that ends at the last unit at the latest.
+
+    A position halts with the unit that takes its sum *above* the threshold; what is left at the
+    last step is given to no state.
+    """
+    total = 0.0
+    weights = list[float]()
+    for unit in units:
+        if total + unit > threshold:
+            return [*weights, 1.0 - total], len(weights) + 1
+        weights.append(unit)
+        total += unit
+    return weights, len(weights)
+
+
+def blended(states: Sequence[float], weights: Sequence[float]) -> float:
+    """Tensor2Tensor's default state, s w + previous (1 − w), step after step from 0."""
+    value = 0.0
+    for state, weight in zip(states, weights, strict=False):
+        value = state * weight + value * (1.0 - weight)
+    return value
+
+
+def huginn(states: Sequence[Sequence[float]], threshold: float) -> int:
+    """The latent difference: out once ‖h_n − h_{n−1}‖ / ‖h_n‖ is below; `states` begin with the initial latents."""
+    for n, (now, before) in enumerate(zip(states[1:], states, strict=False), start=1):
+        moved = math.dist(now, before) / math.hypot(*now)
+        if moved < threshold:
+            return n
+    return len(states) - 1
