@@ -572,7 +572,7 @@ def test_pages_contain_their_claims(page: str) -> None:
 
 
 SETTINGS = re.compile(
-    r"×1\.5|×2|×3|\d+%-|2%|5%|1%|MiniLM-L\d|0\.1\.0|arxiv\.org/\S+|seeds? \d|[βq] = [\d.]+"
+    r"×1\.5|×2|×3|\d+%-|2%|5%|1%|MiniLM-L\d|0\.1\.0|arxiv\.org/\S+|seeds? \d|Section \d\.\d|[βq] = [\d.]+"
     r"|`[^`]*`|\d+\.\d+ ± \d+\.\d+|\d+e-\d+"
 )
 """Numbers that are no results: speed-ups at which rows are compared, promised levels, versions, code."""
