@@ -71,6 +71,8 @@ def sentences() -> Iterator[None]:
             option = _option_of(error.argument)
             say(f"{option}: expected {error.expected}; got {error.got}. {error.remedy}")
             raise typer.Exit(2) from error
+        except BrokenPipeError:
+            raise  # the reader of the output has gone: `ponder.cli.main` ends without a word
         except (PonderError, OSError) as error:
             say(str(error))
             raise typer.Exit(2) from error

@@ -391,3 +391,20 @@ def test_threads_of_a_command_are_those_of_pytorch_and_of_exports(
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         session = Graph(graph)._session
         assert session.get_session_options().intra_op_num_threads == threads
+
+
+@pytest.mark.parametrize("call", [["--help"], ["predict", "--help"], ["certify"]])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(
+    call: list[str], tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers.csv"
+    rows = [f"{n},0.9,{n}" for n in range(400)]
+    answers.write_text("\n".join(["answer,confidence,reference", *rows]))
+    if call == ["certify"]:
+        call = ["certify", str(answers), "--out", str(tmp_path / "threshold.json"), "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", "from ponder.cli import main; main()"]
+    done = subprocess.run([*program, *call], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
