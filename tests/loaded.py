@@ -29,7 +29,7 @@ def live_answer(folder: Path) -> None:
 
 
 def certify_answers(folder: Path) -> None:
-    from ponder.calibration.answers import certify_answers
+    from ponder.statistics.answers import certify_answers
 
     certify_answers(*np.loadtxt(folder / "answers.csv", delimiter=",").T)
 

@@ -50,7 +50,6 @@ ROOMS: dict[
     "calibration/cascades": "cascade/test_cascade.py calibration",
     "statistics/repeats": "statistics/test_repeats.py deploy/test_used.py",
     "calibration/diagnosing": "calibration/test_diagnose.py",
-    "calibration/fitting": "calibration/test_fits.py",
     "calibration/": "ground/test_trajectory.py calibration matrices/test_promises.py",
     "inference/": "inference matrices/test_streams.py",
     "model/capture": "model/test_capture.py model/test_capture_random.py model/test_capture_families.py",

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ponder.calibration.certifying import certify
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
-    from ponder.calibration.fitting import fit_gate
     from ponder.calibration.records import Record
     from ponder.calibration.risks import Missed, Risk
     from ponder.calibration.sweeps import sweep
@@ -33,7 +32,6 @@ _HOMES = {
     "certify_cascade": "cascades",
     "control_risk": "control",
     "diagnose": "diagnosing",
-    "fit_gate": "fitting",
     "sweep": "sweeps",
 }
 
@@ -51,7 +49,6 @@ __all__ = [
     "control_risk",
     "cost",
     "diagnose",
-    "fit_gate",
     "sweep",
 ]
 

@@ -15,7 +15,6 @@ from ponder.policies.base import (
 from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
 from ponder.policies.combine import All, Any_, Certified, FromStep
 from ponder.policies.counting import Converged, Patience, Voting
-from ponder.policies.gate import Gate
 from ponder.policies.halting import ACT, Bernoulli, Quantile
 from ponder.policies.topk import TopK
 
@@ -32,7 +31,6 @@ __all__ = [
     "ExitPolicy",
     "FixedStep",
     "FromStep",
-    "Gate",
     "LastStep",
     "Margin",
     "ModelSpec",

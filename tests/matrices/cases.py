@@ -156,8 +156,8 @@ CASES: list[policies.ExitPolicy] = [
     Rising(1),
     Settled(1.2),
 ]
-RETIRING = {"certified", "gate", "stage-thresholds", "top-k"}
-"""Registered names without a case: what is fitted or made by others, or decides on groups (`tests/rerank`)."""
+RETIRING = {"certified", "stage-thresholds", "top-k"}
+"""Registered names without a case: what is made by others, or decides on groups (`tests/rerank`)."""
 
 
 def leaves(policy: policies.ExitPolicy) -> list[policies.ExitPolicy]:

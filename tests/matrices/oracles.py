@@ -327,23 +327,6 @@ def _counted(changes: Sequence[Answer], patience: int) -> list[Answer]:
     return answers
 
 
-def _gated(tables: Any, given: list[Any], outputs: Any, threshold: float) -> list[Answer]:
-    """A line through confidence, margin, negative entropy and the steps for which the answer has stayed."""
-    streak = 0
-    found = list[Answer]()
-    for n, ((cell,), table) in enumerate(zip(outputs, [*tables, tables[-1]], strict=True)):
-        streak = streak + 1 if n and given[n] == given[n - 1] else 0
-        p = sorted((math.exp(z) for z in log_softmax(cell)), reverse=True)
-        signals = [p[0], p[0] - p[1], -entropy(p), streak, 1.0]
-        found.append(
-            above(
-                threshold,
-                sigmoid(math.fsum(w * each for w, each in zip(table, signals, strict=True))),
-            )
-        )
-    return found
-
-
 def _answers(spec: Spec, row: Spec) -> list[Answer]:
     name = spec["name"]
     outputs = row["outputs"]
@@ -371,13 +354,6 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
             for n in steps
         ]
         return [min(each) >= spec["votes"] for each in votes]
-    if name == "gate":
-        return _gated(
-            spec["tables"],
-            [_prediction(task, cells) for cells in outputs],
-            outputs,
-            spec["threshold"],
-        )
     if name in ("fixed-step", "from-step"):
         return [n >= spec["step"] for n in steps]
     if name == "last-step":

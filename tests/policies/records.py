@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ponder import policies
@@ -49,13 +48,6 @@ def exits_of(record: Record, policy: policies.ExitPolicy) -> list[int]:
     return record.exit_steps(policy).tolist()
 
 
-def gate(threshold: float = 0.5) -> policies.Gate:
-    """A gate with random weights."""
-    return policies.Gate(
-        tuple(map(tuple, np.random.default_rng(1).normal(size=(5, 5)).tolist())), threshold
-    )
-
-
 SIMPLE: list[policies.ExitPolicy] = [
     policies.Confidence(0.8),
     policies.Margin(0.5),
@@ -69,7 +61,6 @@ SIMPLE: list[policies.ExitPolicy] = [
     policies.Quantile(0.5),
     policies.ACT(0.1),
     policies.FixedStep(3),
-    gate(),
 ]
 CERTIFIED = policies.Certified(
     policies.Confidence(0.7),

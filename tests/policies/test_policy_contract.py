@@ -27,7 +27,6 @@ from tests.policies.records import (
     POSITIONS,
     as_arrays,
     exits_of,
-    gate,
     name,
     of_outputs,
     record,
@@ -79,8 +78,6 @@ REFUSED: list[tuple[policies.ExitPolicy, ModelSpec]] = [
     (policies.Converged(), spec("regression")),
     (policies.FixedStep(7), spec()),
     (CERTIFIED, spec(num_steps=5)),
-    (gate(), spec(num_steps=5)),
-    (gate(), spec("token_classification")),
 ]
 
 
@@ -211,7 +208,7 @@ def test_rows_at_different_depths_share_a_batch() -> None:
     """A row that begins beside rows whose state has begun is filled with zeros, and told by its index."""
     made = record()
     first, second = list(made.views(frozenset({"output"})))[:2]
-    for policy in (policies.Patience(1), policies.Converged(0.0), gate()):
+    for policy in (policies.Patience(1), policies.Converged(0.0)):
         _, state = policy.decide(first, policy.init(made.batch))
         new = policy.init(made.batch)
         filled = {
@@ -294,7 +291,7 @@ policy = policies.from_dict((policies.Confidence(0.9) | policies.Patience(2).aft
 step = policies.StepView(np.array([1, 1]), 3, {"output": np.array([[0.0, 9.0], [0.0, 1.0]])})
 mask, _ = policy.decide(step, policy.init(policies.PolicyBatch(np.arange(2), 3)))
 assert mask.tolist() == [True, False]
-assert "gate" in policies.names()
+assert "top-k" in policies.names()
 """
 
 
