@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ponder._utils.rows import listed
 from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError
 from ponder.inference.examples import examples_in
@@ -52,7 +53,7 @@ class PlainClassifier:
 
     def predict(self, texts: Sequence[TextOrPair], batch_size: int = 32) -> Answers:
         """Answer texts, or pairs of texts, in batches of similar length."""
-        rows = list(examples_in(encodings_of(self, list(texts))))
+        rows = list(examples_in(encodings_of(self, listed("texts", texts))))
         lengths = [len(row["input_ids"]) for row in rows]
         order = sorted(range(len(rows)), key=lambda place: -lengths[place])
         outputs = torch.empty(len(rows), int(self.config.num_labels or 1))

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ponder._utils.rows import Ints, content_ids
+from ponder._utils.rows import Ints, check_rows, content_ids
 from ponder.cascade.stages import classes_of
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.inference import predict, record
@@ -196,10 +196,10 @@ def encodings_of(model: HasTokenizer, rows: Rows) -> DataSet:
     """Return texts, or pairs of texts, as encodings; rows that are encodings already, unchanged.
 
     Raises:
-        ArgumentError: The model has no tokenizer, or `rows` is one text instead of a list.
+        ArgumentError: The model has no tokenizer.
+        ArgumentTypeError: `rows` is one text, a mapping or a table instead of a list.
     """
-    if isinstance(rows, str):
-        raise ArgumentError("rows", expected=_EXPECTED_TEXTS, got="one text", remedy="Pass [text].")
+    check_rows("rows", rows)
     if not isinstance(rows, Sequence) or not len(rows) or not _is_text(rows[0]):
         return rows
     return tokenize(model.tokenizer, rows, max_positions(model.encoder)).rows

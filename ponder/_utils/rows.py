@@ -6,25 +6,27 @@ assigned to the sides independently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ponder._utils.seeds import uniform
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, ArgumentTypeError
 
 Ints: TypeAlias = NDArray[np.int64]
 """Ids, keys or positions of rows."""
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts."""
+Row = TypeVar("Row")
 
 __all__ = [
     "CHOOSE_AND_CERTIFY",
     "Ints",
     "Text",
+    "check_rows",
     "class_numbers",
     "content_ids",
     "one_line",
@@ -52,6 +54,33 @@ def content_ids(texts: Iterable[str | Sequence[str]]) -> Ints:
             text = "\x1f".join(map(str, text))
         digests += blake2b(text.encode(), digest_size=8).digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def listed(argument: str, rows: Iterable[Row]) -> list[Row]:
+    """Return rows as a list: a Series has an index, and generators have no length.
+
+    Raises:
+        ArgumentTypeError: `rows` is one text, a mapping or a table, whose items are no rows.
+
+    Example:
+        >>> listed("texts", "hello")
+        Traceback (most recent call last):
+        ponder.errors.ArgumentTypeError: texts: expected a list, array, Series or generator of rows;
+            got a str. Pass [text], or one column: table["text"].
+    """
+    check_rows(argument, rows)
+    return list(rows)
+
+
+def check_rows(argument: str, rows: object) -> None:
+    """Accept rows; refuse one text, a mapping and a table, whose items are no rows."""
+    if isinstance(rows, str | bytes | Mapping) or hasattr(rows, "columns"):
+        raise ArgumentTypeError(
+            argument,
+            expected="a list, array, Series or generator of rows",
+            got=f"a {type(rows).__name__}",
+            remedy='Pass [text], or one column: table["text"].',
+        )
 
 
 def one_line(text: str | Sequence[str]) -> str:

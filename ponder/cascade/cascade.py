@@ -18,7 +18,7 @@ from typing import Literal, Self, TypeAlias
 import numpy as np
 
 from ponder._utils.files import reading
-from ponder._utils.rows import class_numbers
+from ponder._utils.rows import class_numbers, listed
 from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
@@ -26,7 +26,7 @@ from ponder.cascade.cascade_files import FILE, read_cascade, write_cascade
 from ponder.cascade.recording import RecordedStages, ids_of_inputs, record_stages, refer
 from ponder.cascade.source import Deferring, StagesSource
 from ponder.cascade.stages import CascadeStage, Input, stage_of
-from ponder.errors import ArgumentError, ArgumentTypeError
+from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, ModelSpec, PolicyBatch, all_within
 from ponder.policies.combine import Certified, promise_about
 from ponder.policies.stages import StageThresholds
@@ -130,7 +130,7 @@ class Cascade:
             policy: Decides instead of the cascade's own policy.
             batch_size: Inputs of a call of a stage at most.
         """
-        rows = _listed(inputs)
+        rows = listed("inputs", inputs)
         if policy is None:
             policy = self.policy
         last = self._policy_of_last(policy)
@@ -160,7 +160,7 @@ class Cascade:
             labels: Names of the right classes, or None.
         """
         steps = self._policy_of_last(self.policy) is not None
-        recorded = self._recorded(_listed(inputs), labels, steps=steps)
+        recorded = self._recorded(listed("inputs", inputs), labels, steps=steps)
         if self.costs is None:
             self.costs = recorded.seconds
         return recorded.record
@@ -205,7 +205,7 @@ class Cascade:
         if isinstance(inputs, Record):
             record = inputs
         else:
-            rows = _listed(inputs)
+            rows = listed("inputs", inputs)
             if reference is not None:
                 referred = refer(stage_of(reference), rows, self.classes)
                 rows = referred.inputs
@@ -311,15 +311,3 @@ def _first_names(candidates: Iterable[Sequence[str] | None]) -> tuple[str, ...]:
         if names is not None:
             return tuple(map(str, names))
     return ()
-
-
-def _listed(inputs: Iterable[Input]) -> list[Input]:
-    """Return inputs as a list, since a Series has an index, and generators have no length."""
-    if isinstance(inputs, str | Mapping) or hasattr(inputs, "columns"):
-        raise ArgumentTypeError(
-            "inputs",
-            expected="a list, array, Series or generator of inputs",
-            got=f"a {type(inputs).__name__}",
-            remedy='Pass [text], or one column: table["text"].',
-        )
-    return list(inputs)

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
-from ponder.cascade.asking import Asker, Asking, Reply
+from ponder._utils.rows import listed
+from ponder.cascade.asking import Asker, Asking, ReferenceDownError, Reply
 from ponder.cascade.live_models import (
     Cheap,
     FixedCheap,
@@ -44,7 +45,7 @@ from ponder.cascade.live_models import (
 )
 from ponder.cascade.live_order import SAMPLE, Order
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
-from ponder.cascade.live_store import Account, Row, Store
+from ponder.cascade.live_store import Account, Lesson, Row, Store
 from ponder.cascade.student import Student
 from ponder.errors import ArgumentError, PonderError
 from ponder.statistics.bounds import upper_bound
@@ -132,6 +133,7 @@ class _Call:
     predicted_by: Cheap | None = None
     held: dict[int, float] = field(default_factory=dict)  # a row that waits for audits under way
     waits: bool = False  # whether the next row waits for calls under way
+    down: ReferenceDownError | None = None  # the error of all further rows
     done: int = 0
 
 
@@ -221,8 +223,7 @@ class Live:
         self._names: dict[str, Any] = {}
         self._labels = self._store.count_answers()
         self._deciding = threading.RLock()
-        for row in self._store.outcomes(_WINDOW):
-            self.rule.learn(Outcome(row.doubt, bool(row.differs), row.probability))
+        self._resume()
         self._teach_if_due()
 
     @property
@@ -267,8 +268,13 @@ class Live:
 
         Returns:
             The answers. A row that the reference failed on, also after retries, is in `errors`.
+
+        Raises:
+            ArgumentError: The reference returned labels of a wrong number.
+            ArgumentTypeError: It returned labels that are neither texts nor numbers, or `texts` is
+                one text, or holds rows that JSON cannot.
         """
-        rows = list(texts)
+        rows = listed("texts", texts)
         count = len(rows)
         errors = dict[int, Exception]()
         answers = LiveAnswers([None] * count, ["none"] * count, np.zeros(count, dtype=bool), errors)
@@ -335,6 +341,21 @@ class Live:
             remedy = "Pass the same ones, or give each promise a file of its own."
             raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
 
+    def _resume(self) -> None:
+        """Take up where the last process stopped: outcomes, and the cheap model that it had.
+
+        A model that all lessons taught would sort the rows of a batch in another way, and so ask
+        about other rows than a run that never stopped.
+        """
+        for row in self._store.outcomes(_WINDOW):
+            self.rule.learn(Outcome(row.doubt, bool(row.differs), row.probability))
+        taught = self._store.taught()
+        if taught and self._learner.can_learn and self.level > 0.0:
+            lessons = self._store.lessons()
+            self._teach(lessons[:taught])
+            for lesson in lessons[taught:]:
+                self._learner.note(lesson.name)
+
     @contextmanager
     def _asker(self, call: _Call) -> Iterator[Asker]:
         """Call the reference until the block ends; arrived answers are kept even after an error."""
@@ -350,8 +371,16 @@ class Live:
         self._store.keep(reply.key, plain_label(reply.label))
 
     def _recall(self, call: _Call) -> None:
-        """Answer rows with an answer by name; other rows of a finite batch are still to come."""
-        call.order.drop(lambda position: self._given_before(call, position))
+        """Answer rows that have an answer by name; those that a stopped process asked come first.
+
+        Until they are answered, their audits count as caught, and use up what the level allows.
+        """
+        rows = call.order.upcoming(len(call.order))
+        waiting = [row for row in rows if not self._given_before(call, row)]
+        asked = [row for row in waiting if self._named(call, row) is not None]
+        under_way = set(asked)
+        call.order = Order([row for row in waiting if row not in under_way])
+        call.order.put_back(asked)
 
     def _given_before(self, call: _Call, position: int) -> bool:
         """Give a row the answer that its name has, if it has one."""
@@ -424,10 +453,12 @@ class Live:
         """Give a row the answer of its name or content, or an error once the budget is spent."""
         if self._given_before(call, position) or self._known(call, position, key, account):
             return True
-        if self.budget is None or account.spent < self.budget:
+        stopped: PonderError | None = call.down
+        if self.budget is not None and account.spent >= self.budget:
+            stopped = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
+        if stopped is None:
             return False
-        spent = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
-        self._fail(call, [position], spent)
+        self._fail(call, [position], stopped)
         return True
 
     def _waits_for_prices(self, call: _Call, account: Account) -> bool:
@@ -542,6 +573,9 @@ class Live:
         """Keep the answers that arrived, and look for those that others asked."""
         if asker.running or call.elsewhere:
             self._keep(asker.take(_POLL if call.elsewhere else None), call)
+        if asker.misused is not None:
+            raise asker.misused
+        call.down = asker.down
         for key, positions in list(call.elsewhere.items()):
             found = self._store.answer(key)
             if found is None or found.label is not None or self._store.take_over(found.owner):
@@ -650,8 +684,13 @@ class Live:
             return
         lessons = self._store.lessons()
         self._labels = len(lessons)
+        self._teach(lessons)
+        self._store.write_taught(len(lessons))
+
+    def _teach(self, lessons: Sequence[Lesson]) -> None:
+        """Teach the cheap model, and show the rule how its doubts are to be read."""
         self._names.update({lesson.name: lesson.label for lesson in lessons})
-        outcomes = learner.learn(lessons)
+        outcomes = self._learner.learn(lessons)
         if outcomes is not None:
             self.rule.renew(outcomes)
 

@@ -219,5 +219,4 @@ def json_of(row: Any) -> str:
 
 def plain_label(label: Any) -> Any:
     """Return a label as JSON holds it; numbers of NumPy become those of Python."""
-    label = label.item() if isinstance(label, np.generic) else label
-    return label if isinstance(label, str | int | float) else str(label)
+    return label.item() if isinstance(label, np.generic) else label

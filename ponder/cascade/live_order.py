@@ -14,7 +14,7 @@ from both ends:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -73,19 +73,16 @@ class Order:
         """Put rows back that were taken; they are the next that are taken, in this order."""
         self._put_back.extendleft(reversed(list(rows)))
 
-    def drop(self, answered: Callable[[int], bool]) -> None:
-        """Drop the rows of an order, not yet sorted, that have their answer."""
-        self._rows = deque(row for row in self._rows if not answered(row))
-
     def sort(self, doubts: Sequence[float]) -> None:
-        """Sort all rows that wait.
+        """Sort the rows that wait; those that were put back stay the next ones.
 
         Args:
             doubts: The doubt of each, in the order of `upcoming`.
         """
-        waiting = self.upcoming(len(self))
-        order = np.argsort(-np.asarray(doubts, dtype=np.float64), kind="stable")
-        self._rows = deque(waiting[place] for place in order.tolist())
-        self._put_back.clear()
-        self._doubts = np.asarray(doubts, dtype=np.float64)[order]
+        first = len(self._put_back)
+        rows = list(self._rows)
+        of_rows = np.asarray(doubts[first:], dtype=np.float64)
+        order = np.argsort(-of_rows, kind="stable")
+        self._rows = deque(rows[place] for place in order.tolist())
+        self._doubts = of_rows[order]
         self._taken_first = 0

@@ -143,7 +143,7 @@ class Store:
         fresh: The account of a new file.
 
     Raises:
-        CheckpointError: The file is of something else.
+        CheckpointError: The file is of something else, or its folder does not exist.
     """
 
     def __init__(self, path: str | Path | None, fresh: Account) -> None:
@@ -155,12 +155,13 @@ class Store:
         self._in_journal = 0  # answers there that are not in the database
         self._journal_lock = threading.Lock()
         place = ":memory:" if self._path is None else str(self._path)
-        self._data = sqlite3.connect(
-            place, timeout=60, isolation_level=None, check_same_thread=False
-        )
-        # For a store that nobody closed: from Python 3.13 on an open connection warns when it goes.
-        weakref.finalize(self, self._data.close)
         try:
+            self._data = sqlite3.connect(
+                place, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            # For a store that nobody closed: from Python 3.13 on an open connection warns when it
+            # goes.
+            weakref.finalize(self, self._data.close)
             self._data.execute("PRAGMA journal_mode=WAL")
             self._data.execute("PRAGMA synchronous=FULL")
             with self.transaction():
@@ -320,6 +321,16 @@ class Store:
             )
             found = self._data.execute(query).fetchall()
         return [Lesson(json.loads(row), json.loads(label), share) for row, label, share in found]
+
+    def taught(self) -> int:
+        """Return how many of the lessons taught the present cheap model."""
+        with self._lock:
+            return int(self._state("taught") or 0)
+
+    def write_taught(self, count: int) -> None:
+        """Keep how many lessons taught the cheap model, from which the next process goes on."""
+        with self.transaction():
+            self._write_state("taught", str(count))
 
     def asked_by_class(self) -> dict[str, int]:
         """Return how many texts of each class the reference answered, the most first."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from ponder.cascade.asking import Ask, Asking
+from ponder.cascade.asking import Ask, Asking, ReferenceDownError
 from ponder.cascade.clients import ChatLabels
 from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers, Progress
 from ponder.cli.answers import answer_file, names_of_answers
@@ -40,7 +40,7 @@ def run(
     calls: Options,
     as_json: bool,
 ) -> int:
-    """Label a file, and return the exit code: 3 if the limit of calls stopped it.
+    """Label a file, and return the exit code: 3 if some texts have no answer.
 
     Args:
         texts: The file.
@@ -128,10 +128,14 @@ def _outcome(
     account = live.account
     sentences = [live.statement]
     limited = sum(isinstance(error, BudgetSpentError) for error in errors.values())
+    down = [error for error in errors.values() if isinstance(error, ReferenceDownError)]
     failed = len(errors) - limited
     if limited:
         sentences.append(f"{count(limited, 'text')} wait for the next run: the limit was reached.")
-    if failed:
+    if down:
+        # The first of these texts failed themselves; they wait as well.
+        sentences.append(f"{count(failed, 'text')} wait for the next run. {down[0]}")
+    elif failed:
         first = next(each for each in errors.values() if not isinstance(each, BudgetSpentError))
         sentences.append(f"{count(failed, 'text')} without an answer; the first says: {first}")
     asked = list(live.asked_by_class().items())[:_SHOWN]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ponder._utils.checks import library
 from ponder._utils.files import reading, replaced_folder
-from ponder._utils.rows import Text, content_ids
+from ponder._utils.rows import Text, check_rows, content_ids
 from ponder.calibration.records import Record
 from ponder.deploy.graph_source import GraphPolicy, GraphSource, InputRow, concatenate, join
 from ponder.deploy.manifest import FILE, FILES_OF_AN_EXPORT, TOKENIZER, Manifest
@@ -261,8 +261,9 @@ class OnnxModel:
 
     def _rows(self, examples: Any) -> list[InputRow]:
         """Return the inputs of examples: texts are tokenized, single arrays are the main input."""
+        check_rows("examples", examples)
         are_texts = _are_texts(examples)
-        if isinstance(examples, str) or (are_texts and self._tokenizer is None):
+        if are_texts and self._tokenizer is None:
             raise ArgumentError(
                 "examples",
                 expected="a list of texts, and a tokenizer in the export; or arrays",

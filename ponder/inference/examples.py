@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from ponder._utils.modes import HasModes
+from ponder._utils.rows import check_rows
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.model.batch import ArgumentNames, not_labels, read_batch
@@ -289,7 +290,8 @@ def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[Us
         return _rows_of((_rows_with(dataset, context), dict(context)))
     if _is_batch(dataset):
         return _rows_of(dataset)
-    if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
+    check_rows("dataset", dataset)
+    if hasattr(dataset, "iloc"):
         raise ArgumentError(
             "dataset",
             expected="a sequence or iterable of examples, one a row",

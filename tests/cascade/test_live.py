@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks.live import kills
-from ponder.cascade.asking import Asking, Pace
+from ponder.cascade.asking import Asking, Pace, ReferenceDownError
 from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers, Progress
 from ponder.cascade.live_rule import AuditRule, Outcome, Standing
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError
@@ -180,6 +181,81 @@ def test_a_row_that_fails_is_tried_again_and_then_reported_alone() -> None:
     )  # again with the batch that failed, never for the last row
 
 
+@pytest.mark.parametrize("asking", [Asking(), Asking(4), Asking(batch_size=3)])
+def test_a_reference_that_is_down_is_found_out_after_some_rows(
+    tmp_path: Path, asking: Asking
+) -> None:
+    asking = replace(asking, backoff=0.0)
+    calls = list[str]()
+
+    def down(texts: Sequence[str]) -> list[str]:
+        calls.extend(texts)
+        raise ConnectionError("refused")
+
+    path = tmp_path / "labels.db"
+    with Live(ask, 0.0, path=path) as live:
+        live.answer(TEXTS[:10], ids=range(10))
+    with Live(down, 0.0, path=path, asking=asking) as live:
+        found = live.answer(TEXTS, ids=range(len(TEXTS)))
+    assert len(calls) < 60
+    assert found.labels[:10] == ask(TEXTS[:10])
+    assert len(found.errors) == len(TEXTS) - 10
+    last = found.errors[len(TEXTS) - 1]
+    assert isinstance(last, ReferenceDownError)
+    assert "ConnectionError: refused" in str(last)
+    with Live(ask, 0.0, path=path) as live:
+        assert live.answer(TEXTS, ids=range(len(TEXTS))).labels == ask(TEXTS)
+
+
+def test_a_reference_that_comes_back_is_asked_on() -> None:
+    calls = 0
+
+    def back(texts: Sequence[str]) -> list[str]:
+        nonlocal calls
+        calls += 1
+        if 20 < calls < 38:
+            raise ConnectionError("refused")
+        return ask(texts)
+
+    found = Live(back, 0.0, asking=Asking(backoff=0.0)).answer(TEXTS[:100])
+    assert found.labels[-60:] == ask(TEXTS[40:100])
+    assert 0 < len(found.errors) < 10
+    assert not any(isinstance(error, ReferenceDownError) for error in found.errors.values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 50])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda texts: [*texts, "one more"], "a label for each row"),
+        (lambda texts: [["c5"] for _ in texts], "labels that are texts or numbers"),
+        (lambda texts: [{"label": text} for text in texts], "labels that are texts or numbers"),
+    ],
+)
+def test_a_reference_that_is_used_wrongly_is_an_error_at_once(
+    answer: Callable[[Sequence[str]], Any], words: str, batch_size: int
+) -> None:
+    calls = list[int]()
+
+    def counted(texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        return answer(texts)
+
+    live = Live(counted, 0.0, asking=Asking(batch_size=batch_size))
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=words):
+        live.answer(TEXTS[:50])
+    assert calls == [batch_size]
+
+
+def test_one_text_is_not_taken_for_rows() -> None:
+    live = Live(ask, 0.0)
+    with pytest.raises(ArgumentTypeError, match=r"texts: .*Pass \[text\]"):
+        live.answer("hello")
+    with pytest.raises(ArgumentTypeError, match=r"texts: .*Pass \[text\]"):
+        live.answer("hello", finite=True)
+    assert live.account.answers == 0
+
+
 def test_a_coroutine_that_takes_too_long_is_an_error_of_its_rows() -> None:
     async def stuck(texts: Sequence[str]) -> list[str]:
         if texts == ["stuck"]:
@@ -265,6 +341,8 @@ def test_another_promise_or_another_file_is_refused(tmp_path: Path) -> None:
     other.write_text("no database, but a text that is long enough to be looked at " * 40)
     with pytest.raises(CheckpointError, match=r"no file of ponder\.Live"):
         Live(ask, path=other)
+    with pytest.raises(CheckpointError, match=r"no file of ponder\.Live"):
+        Live(ask, path=tmp_path / "none" / "labels.db")
 
 
 def test_a_stop_by_hand_keeps_what_was_paid(tmp_path: Path) -> None:

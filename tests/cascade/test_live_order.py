@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ponder.cascade.asking import Asking
 from ponder.cascade.live import Live
 from ponder.cascade.live_models import Learner
 from ponder.cascade.live_order import SAMPLE, Order
 from ponder.cascade.live_rule import AuditRule, Standing
 from ponder.cascade.live_store import Lesson
+from tests.ground import house
 
 ROWS = 3000
+KILLED = 9
 HARD = 5
 """Every fifth row is hard."""
 
@@ -88,6 +96,68 @@ def test_a_batch_asks_about_the_doubtful_rows_before_it_answers_the_sure_ones() 
     assert np.mean([is_hard(row) for row in by_cheap]) < 0.05
     wrong = sum(one != two for one, two in zip(found.labels, ask(range(ROWS)), strict=True))
     assert wrong <= live.account.ledger.bound <= 0.03 * ROWS
+
+
+def label_until(path: Path, calls: int) -> None:
+    """Label a batch in a process that is killed at a call, without any clean-up."""
+    log = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    begun = 0
+
+    def noted(rows: Sequence[int]) -> list[str]:
+        nonlocal begun
+        begun += 1
+        if begun == calls:
+            os._exit(KILLED)
+        os.write(log, f"asked {rows[0]}\n".encode())
+        return ask(rows)
+
+    def teach(rows: Sequence[int], names: Sequence[str]) -> Doubting:
+        os.write(log, f"taught {len(rows)}\n".encode())
+        return Doubting()
+
+    coin = random.Random(calls).random
+    with Live(noted, 0.03, path=path, teach=teach, coin=coin, asking=Asking(8)) as live:
+        live.answer(range(ROWS), ids=range(ROWS), finite=True)
+
+
+def test_a_batch_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    command = "from pathlib import Path; from tests.cascade.test_live_order import label_until\n"
+    path = tmp_path / "labels.db"
+
+    def run(path: Path, calls: int) -> list[tuple[str, int]]:
+        """Label until a call; return what the log has then: rows that were asked, and lessons."""
+        code = f"{command}label_until(Path({str(path)!r}), {calls})"
+        made = subprocess.run([sys.executable, "-c", code], cwd=house.ROOT)
+        assert made.returncode == (KILLED if calls <= ROWS else 0)
+        lines = [line.split() for line in path.with_suffix(".log").read_text().splitlines()]
+        return [(event, int(number)) for event, number in lines]
+
+    whole = run(tmp_path / "whole.db", ROWS + 1)
+    before = list[tuple[str, int]]()
+    for calls in (150, 600, 30, 60, ROWS + 1):
+        data = sqlite3.connect(path)
+        under_way = set[int]()
+        if before:
+            query = (
+                "SELECT id FROM rows JOIN answers ON rows.key = answers.key "
+                "WHERE audited AND differs IS NULL AND label IS NULL"
+            )
+            under_way = {int(name) for (name,) in data.execute(query)}
+        data.close()
+        after = run(path, calls)
+        new = after[len(before) :]
+        taught = [lessons for event, lessons in before if event == "taught"]
+        if taught:  # the cheap model is the one of the killed process: the last of its three fits
+            assert ("taught", taught[-1]) in new[:3]
+        rows = [row for event, row in new if event == "asked"]
+        # Rows that were under way come first, since their audits count as caught until then.
+        assert under_way - {row for event, row in before if event == "asked"} <= set(rows[:40])
+        before = after
+    asked = [row for event, row in before if event == "asked"]
+    paid_twice = len(asked) - len(set(asked))
+    assert paid_twice <= 4 * 8
+    calls_of_whole = sum(event == "asked" for event, _ in whole)
+    assert len(set(asked)) <= 1.1 * calls_of_whole < ROWS / 2
 
 
 def test_rows_that_were_picked_for_their_doubt_teach_and_are_no_evidence_of_doubts() -> None:

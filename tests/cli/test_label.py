@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ponder.cascade.asking import Asking
 from ponder.cascade.clients import ChatLabels, PipelineStage
 from ponder.cascade.live import Live
 from ponder.cli.app import app
@@ -100,6 +102,25 @@ def test_a_server_of_the_openai_shape_is_asked(folder: Path, server: str) -> Non
         assert [row["label"] for row in csv.DictReader(file)] == ["card", "loan"]
     with pytest.raises(PonderError, match="not one of the labels"):
         ChatLabels("any", ["card", "loan"], server)(["an odd one"])
+
+
+def test_a_gateway_that_is_down_stops_the_command_with_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ponder.cli.label.Asking", partial(Asking, backoff=0.0))
+    calls = folder / "calls.txt"
+    (folder / "down_in_test.py").write_text(
+        "def ask(texts):\n"
+        f"    with open({str(calls)!r}, 'a') as file:\n"
+        "        file.write('x')\n"
+        "    raise OSError('refused')\n"
+    )
+    command = ["label", "texts.csv", "--with", "down_in_test:ask", "--db", "labels.db"]
+    found = CliRunner().invoke(app, [*command, "--out", "out.csv"])
+    assert found.exit_code == 3, found.output
+    words = " ".join(found.stdout.split())
+    assert "1200 texts wait for the next run. The reference is down; it last said: OSError" in words
+    assert len(calls.read_text()) < 30
 
 
 @pytest.mark.parametrize("reference", ["no_such_module:ask", "asked_in_test:none", "openai:any"])

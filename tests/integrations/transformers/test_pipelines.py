@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from ponder.errors import ArgumentError
+import ponder
+from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.policies import FixedStep, LastStep
 from tests.compare import assert_same_rows, clear_rows
 from tests.integrations.encoders import make_batch, make_model, make_tokenizer, some_texts
@@ -93,9 +94,9 @@ def test_batches_of_a_loader_and_no_rows_at_all() -> None:
 
 
 def test_wrong_rows_are_refused_with_a_remedy() -> None:
-    with pytest.raises(
-        ArgumentError, match=r"rows: expected a list of texts, and a tokenizer; got one text"
-    ):
+    with pytest.raises(ArgumentTypeError, match=r"rows: .* got a str\. Pass \[text\]"):
         make_model().predict("a text")
+    with pytest.raises(ArgumentTypeError, match=r"dataset: .* got a str\. Pass \[text\]"):
+        ponder.predict(make_model().ponder, "a text")
     with pytest.raises(ArgumentError, match="rows: expected dicts, each with 'input_ids'"):
         make_model().predict([{"input_ids": []}])
