@@ -55,12 +55,13 @@ def made_by(results: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
     """Return the line under a table: version, commits, date and threads of its measurements.
 
     It names the instructions of the processors if they differ, since gains of int8 depend on them.
+    A result whose commit is not in the history has `code`, a commit that stands for it.
     """
     found = [results] if isinstance(results, dict) else list(results)
     environments = sorted((one["environment"] for one in found), key=lambda made: made["date"])
     first = environments[0]
     last = environments[-1]
-    commits = list(dict.fromkeys(made["commit"][:8] for made in environments))
+    commits = list(dict.fromkeys(made.get("code", made["commit"])[:8] for made in environments))
     measured = f"Version {last['versions']['ponder-torch']}, commit `{commits[0]}`, {first['date']}"
     if len(commits) > 1:
         measured = (
@@ -68,6 +69,12 @@ def made_by(results: dict[str, Any] | Sequence[dict[str, Any]]) -> str:
             f"`{commits[0]}` ({first['date']}) to `{commits[-1]}` ({last['date']})"
         )
     line = f"{measured}, {last['threads']} threads."
+    gone = [made for made in environments if "code" in made]
+    if gone:
+        line += (
+            f" Of {len(gone)} of {len(environments)} measurements the commit is not in this history:"
+            " the commit here stored them, or gives the same rows."
+        )
     recorded = [made for made in environments if "cpu_capability" in made]
     instructions = sorted({made["cpu_capability"] for made in recorded})
     if len(instructions) > 1:
