@@ -290,14 +290,14 @@ def examples_in(dataset: DataSet, context: Context | None = None) -> Iterator[Us
         return _rows_of((_rows_with(dataset, context), dict(context)))
     if _is_batch(dataset):
         return _rows_of(dataset)
-    check_rows("dataset", dataset)
-    if hasattr(dataset, "iloc"):
+    if isinstance(dataset, Mapping) or hasattr(dataset, "iloc"):
         raise ArgumentError(
             "dataset",
             expected="a sequence or iterable of examples, one a row",
             got=f"a {type(dataset).__name__}",
             remedy="Call the model itself with a batch; give the rows of a table as tensors.",
         )
+    check_rows("dataset", dataset)
     if isinstance(dataset, DataLoader) and dataset.batch_size is not None:
         return (row for batch in dataset for row in _rows_of(batch))
     if isinstance(dataset, Iterable):
