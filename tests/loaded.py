@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,17 @@ import ponder
 
 ROOT = Path(ponder.__file__).parent
 TEXTS = [f"{word} number {n}" for n in range(40) for word in ("my card", "a loan")]
+
+
+def live_cheap(folder: Path) -> None:
+    def ask(texts: Sequence[str]) -> list[str]:
+        return ["card" if "card" in text else "loan" for text in texts]
+
+    def cheap(texts: Sequence[str]) -> Any:
+        return np.array([[0.9, 0.1] if "card" in text else [0.1, 0.9] for text in texts])
+
+    named = {"cheap": cheap, "classes": ["card", "loan"]}
+    ponder.Live(ask, level=0.05, path=folder / "labels.db", **named).answer(TEXTS)
 
 
 def live_answer(folder: Path) -> None:
@@ -80,6 +92,7 @@ def advise(folder: Path) -> None:
 
 JOBS = {
     "Live.answer": (live_answer, 4_000),
+    "Live, cheap=": (live_cheap, 4_000),
     "certify_answers": (certify_answers, 2_500),
     "control_risk": (control_risk, 4_000),
     "PonderWrapper": (wrapper, 8_000),

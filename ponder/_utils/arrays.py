@@ -27,6 +27,7 @@ __all__ = [
     "Bools",
     "Floats",
     "Ints",
+    "as_array",
     "as_like",
     "at_least_float32",
     "copied",
@@ -71,6 +72,13 @@ def on_host(x: Array) -> Host:
         return x
     array: Host = x.detach().cpu().numpy()
     return array
+
+
+def as_array(values: Array) -> Floats:
+    """Return an array or a tensor as an array of float64."""
+    if namespace(values) is not np:
+        values = values.detach().double().cpu()
+    return np.asarray(values, dtype=np.float64)
 
 
 def as_like(x: Host, other: A) -> A:

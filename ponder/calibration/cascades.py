@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from ponder._utils.arrays import as_array
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
 from ponder.calibration.control import RiskControl, statement_of
-from ponder.calibration.records import Floats, Record, as_array
+from ponder.calibration.records import Floats, Record
 from ponder.calibration.risks import RiskLike, RiskWords, losses_of, words_of
 from ponder.calibration.statement import stages_rule
 from ponder.errors import ArgumentError

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import Bools, Floats, Ints, at_least_float32, namespace, on_host
+from ponder._utils.arrays import (
+    Bools,
+    Floats,
+    Ints,
+    as_array,
+    at_least_float32,
+    namespace,
+    on_host,
+)
 from ponder._utils.checks import check_type
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
@@ -32,7 +40,6 @@ __all__ = [
     "Metric",
     "Record",
     "RecordedSource",
-    "as_array",
     "at_exits",
     "check_fresh",
     "check_record",
@@ -444,13 +451,6 @@ def at_exits(table: NDArray[Any], steps: Ints) -> NDArray[Any]:
     # `take` on the flat table is several times faster than two index arrays.
     values: NDArray[Any] = table.ravel().take(steps - 1 + np.arange(rows) * num_steps)
     return values
-
-
-def as_array(values: Array) -> Floats:
-    """Return an array or a tensor as an array of float64."""
-    if namespace(values) is not np:
-        values = values.detach().double().cpu()
-    return np.asarray(values, dtype=np.float64)
 
 
 def as_bools(values: Array) -> Bools:

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ponder.calibration.records import Bools, Floats, Ints, Record, as_array, at_exits
+from ponder._utils.arrays import as_array
+from ponder.calibration.records import Bools, Floats, Ints, Record, at_exits
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, all_within
 

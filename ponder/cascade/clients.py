@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from ponder.calibration.records import Floats
+from ponder._utils.arrays import Floats
 from ponder.cascade.stages import Input
 from ponder.errors import PonderError
 

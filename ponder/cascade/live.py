@@ -28,6 +28,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder import cascade
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import listed
@@ -46,7 +47,6 @@ from ponder.cascade.live_models import (
 from ponder.cascade.live_order import SAMPLE, Order
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Lesson, Row, Store
-from ponder.cascade.student import Student
 from ponder.errors import ArgumentError, PonderError
 from ponder.statistics.bounds import upper_bound
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
@@ -156,9 +156,9 @@ class Live:
         path: An SQLite file, in which answers are kept and which several processes may share; None
             for memory.
         cheap: A stage with probabilities that does not change; None for one that learns.
-        teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`.
-            At each teaching it is called three times: twice without some of the latest texts, to
-            read doubts by them.
+        teach: A function from texts and labels to a cheap model with `classes` and `predict_proba`;
+            by default `Student.fit`. At each teaching it is called three times: twice without some
+            of the latest texts, to read doubts by them.
         classes: Names of the classes, for a `cheap` or a `reference` without names.
         rule: The rule for audits and for teaching the cheap model. A bad rule costs money, not the
             promise.
@@ -189,7 +189,7 @@ class Live:
         path: str | Path | None = None,
         *,
         cheap: Any = None,
-        teach: Callable[[Sequence[Any], Sequence[str]], Any] = Student.fit,
+        teach: Callable[[Sequence[Any], Sequence[str]], Any] | None = None,
         classes: Sequence[str] | None = None,
         rule: Rule | None = None,
         ledgers: Mapping[Any, float] | None = None,
@@ -207,7 +207,11 @@ class Live:
         self._levels = {str(name): share for name, share in (ledgers or {}).items()}
         self._ask = ask_of(reference, classes)
         self._asking = asking or asking_of(reference)
-        self._learner = Learner(None if cheap is None else FixedCheap(cheap, classes), teach)
+        if cheap is not None:
+            self._learner = Learner(FixedCheap(cheap, classes), None)
+        else:
+            # The student is loaded here, when there is no other cheap model.
+            self._learner = Learner(None, teach or cascade.Student.fit)
         self._price = price
         self._progress = progress
         self.rule: Rule = rule or AuditRule()

@@ -92,7 +92,7 @@ class Learner:
 
     Args:
         fixed: The model that does not change; None for one that learns.
-        teach: Teaches one.
+        teach: Teaches one; None if it does not learn.
 
     Attributes:
         model: The present model; None before there is one.
@@ -100,7 +100,7 @@ class Learner:
         unknown: Answers of the reference since then that it cannot give.
     """
 
-    def __init__(self, fixed: Cheap | None, teach: Teach) -> None:
+    def __init__(self, fixed: Cheap | None, teach: Teach | None) -> None:
         self.model = fixed
         self._teach = teach
         self.can_learn = fixed is None
@@ -145,6 +145,7 @@ class Learner:
         ]
 
     def _taught_by(self, lessons: Sequence[Lesson]) -> Cheap:
+        assert self._teach is not None
         model: Cheap = self._teach(
             [lesson.row for lesson in lessons], [lesson.name for lesson in lessons]
         )

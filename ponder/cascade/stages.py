@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from ponder._utils.arrays import softmax
+from ponder._utils.arrays import Floats, as_array, softmax
 from ponder._utils.readers import STAGES, read_folder
-from ponder.calibration.records import Floats, Record, as_array
 from ponder.errors import ArgumentError, PonderError
-from ponder.policies.base import ExitPolicy, LastStep
-from ponder.running.source import stepped_part
+
+if TYPE_CHECKING:
+    from ponder.calibration.records import Record
+    from ponder.policies.base import ExitPolicy
 
 __all__ = ["CascadeStage", "Input", "StageAnswers", "classes_of", "stage_of"]
 
@@ -70,13 +71,16 @@ class CascadeStage:
         num_steps: The number of steps of a model whose policy lets rows exit early; else 1.
     """
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.classes = classes_of(model)
-        steps: int = getattr(stepped_part(model), "num_steps", 1)
-        policy = getattr(model, "policy", None)
+        self._stepped = getattr(model, "ponder", model)  # the part with the steps and the weights
+        steps: int = getattr(self._stepped, "num_steps", 1)
+        # Only a policy of ponder has this: the room of policies, which a model without exits does
+        # not need, need not be loaded to see it.
+        exit_of_all = getattr(getattr(model, "policy", None), "exit_of_all", None)
         self.num_steps = 1
-        if isinstance(policy, ExitPolicy) and policy.exit_of_all(steps) is None:
+        if exit_of_all is not None and exit_of_all(steps) is None:
             self.num_steps = steps
 
     @property
@@ -140,11 +144,12 @@ class CascadeStage:
         """`LastStep` for a model with exits, to run to its last step; None for other models."""
         if self.num_steps == 1:
             return None
-        return LastStep()
+        policy: ExitPolicy = self.model.policy.full_depth()
+        return policy
 
     def weights_digest(self) -> str | None:
         """Return the digest of the weights in memory; None for functions and models without one."""
-        digest = getattr(stepped_part(self.model), "weights_digest", None)
+        digest = getattr(self._stepped, "weights_digest", None)
         if digest is None:
             return None
         of_weights: str | None = digest()

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import softmax
+from ponder._utils.arrays import Floats, Ints, softmax
 from ponder._utils.checks import library
 from ponder._utils.files import (
     read_json,
@@ -36,7 +36,6 @@ from ponder._utils.files import (
 )
 from ponder._utils.plain import from_plain
 from ponder._utils.rows import split
-from ponder.calibration.records import Floats, Ints
 from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]

@@ -19,14 +19,14 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import sigmoid
+from ponder._utils.arrays import as_array, sigmoid
 from ponder._utils.files import read_json, reading, write_json
 from ponder._utils.plain import from_plain
 from ponder._utils.readers import RANKERS, read_folder
 from ponder._utils.rows import content_ids
 from ponder._utils.seals import changed_parts, sealed
 from ponder.calibration.control import RiskControl, control_risk
-from ponder.calibration.records import Record, as_array
+from ponder.calibration.records import Record
 from ponder.deploy.manifest import changed_in
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError

@@ -347,6 +347,10 @@ class ExitPolicy(Plugin, ABC):
         """
         return None
 
+    def full_depth(self) -> ExitPolicy:
+        """Return the policy under which every row of the same model runs to the last step."""
+        return LastStep()
+
     def parts(self) -> tuple[ExitPolicy, ...]:
         """Return the policies that this one is made of; none by default."""
         return ()

@@ -406,10 +406,14 @@ def test_kills_lose_nothing_and_the_bound_never_understates(tmp_path: Path) -> N
     assert faults.under_way + faults.unkept <= 12 * kills.CONCURRENCY
 
 
-def test_live_runs_where_torch_is_not_installed() -> None:
+def test_live_runs_without_torch_and_without_scikit_learn_if_no_student_is_used() -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; import ponder\n"
-        "print(ponder.Live(lambda rows: rows, 0.0).answer(['a']).labels)"
+        "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None\n"
+        "import numpy, ponder\n"
+        "cheap = lambda rows: numpy.array([[0.9, 0.1]] * len(rows))\n"
+        "live = ponder.Live(lambda rows: rows, 0.1, cheap=cheap, classes=['a', 'b'])\n"
+        "print(live.answer(['a']).labels)\n"
+        "assert 'ponder.policies' not in sys.modules and 'ponder.tasks' not in sys.modules"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "['a']"
