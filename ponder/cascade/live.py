@@ -48,11 +48,10 @@ from ponder.cascade.live_order import SAMPLE, Order
 from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Lesson, Row, Store
 from ponder.errors import ArgumentError, PonderError
-from ponder.statistics.bounds import upper_bound
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
 from ponder.statistics.ledger import Ledger
 
-__all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress", "SelfAgreement"]
+__all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress"]
 
 _CHUNK = 64
 _BLOCK = 256
@@ -98,21 +97,6 @@ class Progress:
     total: int
     asked: float
     bound: float
-
-
-@dataclass(frozen=True)
-class SelfAgreement:
-    """How often a reference gives the same answer twice.
-
-    Args:
-        rows: Rows that were asked twice.
-        same: Those with two equal answers.
-        statement: The same in words.
-    """
-
-    rows: int
-    same: int
-    statement: str
 
 
 @dataclass
@@ -162,10 +146,7 @@ class Live:
         classes: Names of the classes, for a `cheap` or a `reference` without names.
         rule: The rule for audits and for teaching the cheap model. A bad rule costs money, not the
             promise.
-        ledgers: By class, the share of the rows of this class that may get another answer.
-        budget: What may be spent, in calls or in units of `price`; None for no limit. A price is
-            known after its answer, so calls that are under way may spend a little more.
-        price: The price of a call, a function of row and answer; 1 by default.
+        budget: The number of calls, those of earlier processes included; None for no limit.
         asking: How the reference is called: concurrency, calls a minute, attempts.
         progress: Called with `Progress` as answers come.
         coin: Returns numbers in [0, 1); for tests alone, since a coin that can be foreseen promises
@@ -192,9 +173,7 @@ class Live:
         teach: Callable[[Sequence[Any], Sequence[str]], Any] | None = None,
         classes: Sequence[str] | None = None,
         rule: Rule | None = None,
-        ledgers: Mapping[Any, float] | None = None,
-        budget: float | None = None,
-        price: Callable[[Any, Any], float] | None = None,
+        budget: int | None = None,
         asking: Asking | None = None,
         progress: Callable[[Progress], object] | None = None,
         coin: Callable[[], float] | None = None,
@@ -204,7 +183,6 @@ class Live:
         self.level = level
         self.confidence = confidence
         self.budget = budget
-        self._levels = {str(name): share for name, share in (ledgers or {}).items()}
         self._ask = ask_of(reference, classes)
         self._asking = asking or asking_of(reference)
         if cheap is not None:
@@ -212,17 +190,11 @@ class Live:
         else:
             # The student is loaded here, when there is no other cheap model.
             self._learner = Learner(None, teach or cascade.Student.fit)
-        self._price = price
         self._progress = progress
         self.rule: Rule = rule or AuditRule()
         # From the operating system: nobody can foresee a coin from earlier ones.
         self._coin = coin or random.SystemRandom().random
-        fresh = Account(
-            Ledger(confidence),
-            {name: Ledger(confidence) for name in self._levels},
-            dict.fromkeys(self._levels, 0),
-        )
-        self._store = Store(path, fresh)
+        self._store = Store(path, Account(Ledger(confidence)))
         self._check_same_promise(path)
         self._names: dict[str, Any] = {}
         self._labels = self._store.count_answers()
@@ -232,7 +204,7 @@ class Live:
 
     @property
     def account(self) -> Account:
-        """Answers, calls, their price, and the ledgers, as they are in the file."""
+        """Answers, calls and the ledger, as they are in the file."""
         return self._store.account()
 
     @property
@@ -249,10 +221,6 @@ class Live:
             f"Of {answers:,} answers at most {bound:,} ({share}%) differ from the reference's, "
             f"with {rounded_down(100 * self.confidence)}% confidence; {asked}% were asked."
         ]
-        for name, ledger in account.ledgers.items():
-            all_of_class = account.found[name] + ledger.bound
-            missed = rounded_up(100 * ledger.bound / all_of_class, 2) if all_of_class else "0"
-            sentences.append(f"Of those that are {name}, at most {ledger.bound:,} ({missed}%).")
         return " ".join(sentences)
 
     def answer(
@@ -300,28 +268,6 @@ class Live:
                 self._report(call)
         return call.answers
 
-    def self_agreement(self, texts: Sequence[Any], rows: int = 100) -> SelfAgreement:
-        """Ask the reference twice about some rows: its contradictions count as disagreement.
-
-        Args:
-            texts: The rows; those are taken that come first.
-            rows: How many.
-        """
-        chosen = list(dict.fromkeys(texts))[:rows]
-        size = self._asking.batch_size
-        asked = list[list[str]]()
-        for _ in range(2):
-            calls = (chosen[start : start + size] for start in range(0, len(chosen), size))
-            asked.append([str(label) for batch in calls for label in self._ask(batch)])
-        differ = sum(one != other for one, other in zip(*asked, strict=True))
-        most = upper_bound(differ, len(chosen), self.confidence) if chosen else 1.0
-        statement = (
-            f"The reference contradicts itself in {differ} of {len(chosen)} rows, with "
-            f"{rounded_down(100 * self.confidence)}% confidence in at most "
-            f"{rounded_up(100 * most, 2)}%."
-        )
-        return SelfAgreement(len(chosen), len(chosen) - differ, statement)
-
     def asked_by_class(self) -> dict[str, int]:
         """Return how many texts of each class the reference answered, the most first."""
         return self._store.asked_by_class()
@@ -338,11 +284,11 @@ class Live:
 
     def _check_same_promise(self, path: str | Path | None) -> None:
         account = self.account
-        kept = account.ledger.confidence, sorted(account.ledgers)
-        if kept != (self.confidence, sorted(self._levels)):
-            expected = f"a file with the confidence and the classes of this promise, {kept}"
-            got = f"{self.confidence}, {sorted(self._levels)}, for {path}"
-            remedy = "Pass the same ones, or give each promise a file of its own."
+        kept = account.ledger.confidence
+        if kept != self.confidence:
+            expected = f"a file with the confidence of this promise, {self.confidence}"
+            got = f"{kept}, in {path}"
+            remedy = "Pass the same one, or give each promise a file of its own."
             raise ArgumentError("path", expected=expected, got=got, remedy=remedy)
 
     def _resume(self) -> None:
@@ -429,9 +375,7 @@ class Live:
                 key = self._key(call.rows[position])
                 if self._settled_already(call, position, key, account):
                     continue
-                row = None
-                if not self._waits_for_prices(call, account):
-                    row = self._decided_row(call, position, key, account)
+                row = self._decided_row(call, position, key, account)
                 if row is None:
                     call.order.put_back([position])
                     call.waits = True
@@ -458,22 +402,12 @@ class Live:
         if self._given_before(call, position) or self._known(call, position, key, account):
             return True
         stopped: PonderError | None = call.down
-        if self.budget is not None and account.spent >= self.budget:
-            stopped = BudgetSpentError(f"{account.spent:g} of {self.budget:g} are spent.")
+        if self.budget is not None and account.asked >= self.budget:
+            stopped = BudgetSpentError(f"{account.asked:,} of {self.budget:,} calls are spent.")
         if stopped is None:
             return False
         self._fail(call, [position], stopped)
         return True
-
-    def _waits_for_prices(self, call: _Call, account: Account) -> bool:
-        """Return whether calls under way may spend the budget, since prices come with answers."""
-        if self.budget is None or self._price is None or not call.claimed:
-            return False
-        under_way = len(call.claimed)
-        paid = account.asked - under_way
-        if paid <= 0:
-            return under_way >= self._asking.concurrency * self._asking.batch_size
-        return account.spent + under_way * account.spent / paid >= self.budget
 
     def _decided_row(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
         """Return the decision on a row: that of its name, or a new one, which is written.
@@ -492,8 +426,6 @@ class Live:
     def _claim(self, call: _Call, position: int, row: Row, account: Account) -> None:
         """Note that this call asks the reference about a row."""
         account.asked += 1
-        if self._price is None:
-            account.spent += 1.0
         probability = row.probability
         if call.order.sorted and row.cheap is None:
             probability = 0.0  # it was picked for its doubt, and not drawn
@@ -502,7 +434,7 @@ class Live:
         call.answers.audited[position] = row.probability < 1.0
 
     def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
-        """Choose the audit probability of a row, throw its coin, and note both in the ledgers.
+        """Choose the audit probability of a row, throw its coin, and note both in the ledger.
 
         Returns:
             The row; None if it waits for audits under way, after which the bound may be lower.
@@ -527,9 +459,6 @@ class Live:
             return deferred
         audited = self._coin() < probability
         account.ledger.answer(probability, audited=audited)
-        for name, ledger in account.ledgers.items():
-            if name != label:
-                ledger.answer(probability, audited=audited)
         return Row(key, label, doubt, probability, audited)
 
     def _audit_probability(self, call: _Call, position: int, account: Account) -> float:
@@ -542,21 +471,14 @@ class Live:
         return self.rule.audit_probability(prediction.doubt, standing)
 
     def _allowed(self, call: _Call, label: str, probability: float, account: Account) -> bool:
-        """Return whether every promise holds still if this row is not audited."""
+        """Return whether the promise holds still if this row is not audited."""
         horizon = account.answers + 1
         if call.finite:
             horizon = max(horizon, call.end)
         within = self.level * horizon
         ledger = account.ledger
         # In most rows the first comparison equals the second, for a tenth of the time.
-        if ledger.bound + 1 > within and ledger.bound_after(probability) > within:
-            return False
-        for name, share in self._levels.items():
-            if name != label:
-                missed = account.ledgers[name].bound_after(probability)
-                if missed > share * (missed + account.found[name]):
-                    return False
-        return True
+        return ledger.bound + 1 <= within or ledger.bound_after(probability) <= within
 
     def _known(self, call: _Call, position: int, key: str, account: Account) -> bool:
         """Give a row the reference's answer to its content, or let it wait for another call."""
@@ -600,7 +522,6 @@ class Live:
                     continue
                 label = plain_label(reply.label)
                 self._store.write_answer(reply.key, label)
-                account.spent += 0.0 if self._price is None else self._price(reply.row, label)
                 self._labels += 1
                 for row in self._store.waiting(reply.key):
                     self._settle(row, str(label), account)
@@ -610,7 +531,7 @@ class Live:
         self._store.shorten_journal(sum(reply.error is None for reply in replies))
 
     def _settle(self, row: Row, label: str, account: Account) -> None:
-        """Note the outcome of a row in the ledgers, and let the rule learn from it."""
+        """Note the outcome of a row in the ledger, and let the rule learn from it."""
         differs = row.cheap is not None and row.cheap != label
         self._store.settle(row, differs)
         self._learner.note(label)
@@ -619,9 +540,6 @@ class Live:
         self.rule.learn(Outcome(row.doubt, differs, row.probability))
         if row.probability < 1.0:
             account.ledger.settle(row.probability, differs=differs)
-            for name, ledger in account.ledgers.items():
-                if name != row.cheap:
-                    ledger.settle(row.probability, differs=label == name)
 
     def _deliver(self, call: _Call, position: int, key: str, label: Any, account: Account) -> None:
         """Give a row the reference's answer, and count it."""
@@ -630,8 +548,6 @@ class Live:
             known = Row(key, None, 0.0, 1.0, True, False)
             self._store.write_row(known, call.ids[position])
         account.answers += 1
-        if str(label) in account.found:
-            account.found[str(label)] += 1
         self._give(call, position, label, "reference")
 
     def _give(

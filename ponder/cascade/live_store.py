@@ -1,4 +1,4 @@
-"""The state of `Live` in one SQLite file: answers by content, rows, ledgers, and claims.
+"""The state of `Live` in one SQLite file: answers by content, rows, ledger and claims.
 
 All that a decision reads and writes is one transaction, and it is on the disk before the reference
 is called: the coin, the pending audit and the claim on the text. The answer is written in the
@@ -20,7 +20,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ponder.statistics.ledger import Ledger
 
 __all__ = ["Account", "Known", "Lesson", "Row", "Store"]
 
-_FORMAT = "ponder-live-2"
+_FORMAT = "ponder-live-3"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT, probability REAL
@@ -50,32 +50,24 @@ class Account:
 
     Attributes:
         ledger: The bound on answers that differ.
-        ledgers: A bound for some classes, on rows of the class that got another answer.
-        found: Rows of each such class that got this answer from the reference.
         answers: Answers given.
         asked: Calls of the reference, one a text.
-        spent: Their price.
     """
 
     ledger: Ledger
-    ledgers: dict[str, Ledger] = field(default_factory=dict)
-    found: dict[str, int] = field(default_factory=dict)
     answers: int = 0
     asked: int = 0
-    spent: float = 0.0
 
     def to_json(self) -> str:
         """Return the account as JSON."""
-        ledgers = {name: ledger.to_dict() for name, ledger in self.ledgers.items()}
         # Not `asdict`, which copies every list deeply: this is written with each decision.
-        return json.dumps({**vars(self), "ledger": self.ledger.to_dict(), "ledgers": ledgers})
+        return json.dumps({**vars(self), "ledger": self.ledger.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> Account:
         """Return the account that `to_json` wrote."""
         state = json.loads(text)
-        ledgers = {name: Ledger.from_dict(each) for name, each in state["ledgers"].items()}
-        return cls(**{**state, "ledger": Ledger.from_dict(state["ledger"]), "ledgers": ledgers})
+        return cls(**{**state, "ledger": Ledger.from_dict(state["ledger"])})
 
 
 @dataclass(frozen=True)

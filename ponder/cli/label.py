@@ -71,7 +71,7 @@ def run(
 
         live = Live(ask, level, confidence, database, asking=Asking(**calls), progress=report)
         if limit_calls is not None:
-            live.budget = live.account.spent + limit_calls
+            live.budget = live.account.asked + limit_calls
         asked_before = live.account.asked
         ids = [f"{row}: {text}" for row, text in enumerate(found.texts)]
         answers = live.answer(found.texts, ids=ids, finite=True)
