@@ -5,15 +5,14 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ponder._utils.files import read_tensors, reading, write_tensors
-from ponder._utils.seals import changed_parts, sealed
+from ponder._utils.files import reading
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.errors import CheckpointError
 from ponder.loops import Loop
 from ponder.policies import ExitPolicy
@@ -46,8 +45,7 @@ def save(model: PonderWrapper | Loop, file: str | Path) -> None:
         >>> ponder.load("model.safetensors", into=again).policy
         Confidence(threshold=0.9)
     """
-    settings = json.dumps(sealed(_settings(model), {}), allow_nan=False)
-    write_tensors(file, _unshared(model.state_dict()), {"format": _FORMAT, "settings": settings})
+    write_sealed(file, _FORMAT, _settings(model), _unshared(model.state_dict()))
 
 
 def load(file: str | Path, *, into: M) -> M:
@@ -63,11 +61,8 @@ def load(file: str | Path, *, into: M) -> M:
     Raises:
         CheckpointError: The file is missing, truncated, of another format or of another model.
     """
-    weights, metadata = read_tensors(file, "pt")
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{file}: not written by ponder.save (format {metadata.get('format')!r})."
-        )
+    saved = read_sealed(file, _FORMAT, "model of ponder.save", "pt")
+    settings, weights = saved.settings, saved.tensors
     expected = _unshared(into.state_dict())
     wrong = sorted(expected.keys() ^ weights.keys())
     wrong += [
@@ -77,11 +72,9 @@ def load(file: str | Path, *, into: M) -> M:
     ]
     own = _architecture(into)
     with reading(file, "model"):
-        settings: dict[str, Any] = json.loads(metadata["settings"])
         policy = ExitPolicy.from_dict(settings["policy"])
         stages = tuple(map(Stage.from_dict, settings["stages"]))
         prior = None if settings["prior"] is None else Prior.from_dict(settings["prior"])
-        changed = changed_parts(settings, lambda name: None)
     wrong += [name for name, value in own.items() if settings.get(name, "missing") != value]
     if wrong:
         raise CheckpointError(
@@ -95,7 +88,7 @@ def load(file: str | Path, *, into: M) -> M:
     if isinstance(into, PonderWrapper):
         into.stages = stages
     into.load_state_dict(weights, strict=False)  # names that share a tensor stand in the file once
-    into.policy = promise_about(into.weights_digest, policy, lambda: changed)
+    into.policy = promise_about(into.weights_digest, policy, saved.changed)
     return into
 
 

@@ -10,11 +10,11 @@ from typing import Any, Self, get_args
 import torch
 from torch import Tensor
 
-from ponder._utils.files import read_tensors, write_tensors
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.calibration.records import Record
 from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
-from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.errors import ArgumentError, PonderError
 from ponder.model.padding import Along, join_rows
 from ponder.objectives import Objective, Progress, Unrolled
 from ponder.priors import Prior
@@ -22,7 +22,7 @@ from ponder.tasks import IGNORED_LABEL, Custom, Task, TaskName
 
 __all__ = ["Trajectory", "objective_loss"]
 
-_FORMAT = "ponder-trajectory-2"
+_FORMAT = "ponder-trajectory-3"
 
 
 class Trajectory(Record):
@@ -105,28 +105,24 @@ class Trajectory(Record):
             "content_ids": self.content_ids,
             "numbers": self.meaning.numbers,
         }
-        known = {name: str(value) for name, value in facts.items() if value}
-        write_tensors(path, self.tensors(), {"format": _FORMAT, **known})
+        write_sealed(path, _FORMAT, facts, self.tensors())
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
         """Read a file that `save` wrote."""
-        tensors, metadata = read_tensors(path, "pt")
-        if metadata.get("format") != _FORMAT:
-            raise CheckpointError(
-                f"{path}: expected a trajectory ({_FORMAT}); got {metadata.get('format')!r}."
-            )
-        task: str | Custom | None = metadata.get("task")
+        saved = read_sealed(path, _FORMAT, "trajectory", "pt")
+        facts, tensors = saved.settings, saved.tensors
+        task: str | Custom | None = facts["task"]
         if task == Custom.name:
-            task = Custom(classes="numbers" not in metadata)
+            task = Custom(classes=not facts["numbers"])
         return cls(
             tensors["outputs"],
             None,
             tensors["row_ids"],
             task=task,
-            training="training" in metadata,
-            weights=metadata.get("weights"),
-            content_ids="content_ids" in metadata,
+            training=facts["training"],
+            weights=facts["weights"],
+            content_ids=facts["content_ids"],
         )._with(tensors)
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ponder import recipes
 from ponder._utils.checks import check_int, check_type
-from ponder._utils.digest import digest_of_weights
+from ponder._utils.seals import digest_of_tensors
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
 from ponder.inference import record
@@ -505,7 +505,11 @@ class PonderWrapper(nn.Module):
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights that answers and exits come from, on any device."""
-        return digest_of_weights([self.stem, self.steps, self.readout, self.head, self.lambda_head])
+        tensors: list[Tensor] = []
+        for part in (self.stem, self.steps, self.readout, self.head, self.lambda_head):
+            if part is not None:
+                tensors += part.state_dict().values()
+        return digest_of_tensors(tensors)
 
     def train(self, mode: bool = True) -> Self:
         """Switch modes as PyTorch does, but keep parts that are frozen in evaluation mode.

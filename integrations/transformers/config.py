@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.hub import cached_file
 
 from ponder._utils.plain import from_plain
-from ponder._utils.seals import changed_parts, sealed
+from ponder._utils.seals import changed_parts, seal
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers.families import PackedExample
 from ponder.recipes.base import Settings
@@ -136,7 +136,7 @@ class PonderConfig(PretrainedConfig):
         data = json.loads(self.to_json_string(use_diff))
         files = data.pop("digests", {})
         files.pop("settings", None)
-        text = json.dumps(sealed(data, files), indent=2, sort_keys=True)
+        text = json.dumps(seal(data, files), indent=2, sort_keys=True)
         Path(json_file_path).write_text(text + "\n", encoding="utf-8")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from ponder._utils.files import ABOUT, reading, replaced_folder
-from ponder._utils.seals import digest_of_file
+from ponder._utils.seals import digest_of_path
 from ponder.errors import CheckpointError
 from ponder.integrations.transformers.adapter_contract import Adapter
 from ponder.integrations.transformers.captured_adapter import CapturedAdapter
@@ -188,7 +188,7 @@ class SavedModel(PreTrainedModel):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
             files = [folder / name for name in _VOCABULARIES]
-        self.config.digests = {path.name: digest_of_file(path) for path in files if path.is_file()}
+        self.config.digests = {path.name: digest_of_path(path) for path in files if path.is_file()}
         write_card(self, folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]

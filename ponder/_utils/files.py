@@ -1,96 +1,28 @@
 """Files and folders, whole or not at all: what is written takes the place of the old by renaming.
 
-`write_tensors`, `write_json` and `replace_text` replace one file. `replaced_folder` is for what
-needs several: they are written beside the old ones, which are renamed before the new ones are.
+`replace_bytes` replaces one file. `replaced_folder` is for what needs several: they are written
+beside the old ones, which are renamed before the new ones are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ponder._utils.arrays import Host, namespace
-from ponder._utils.checks import library
 from ponder.errors import CheckpointError, PonderError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = [
-    "ABOUT",
-    "INDEXES",
-    "digest_of_files",
-    "read_json",
-    "read_tensors",
-    "replace_text",
-    "replaced_folder",
-    "write_json",
-    "write_tensors",
-]
+__all__ = ["ABOUT", "INDEXES", "reading", "replace_bytes", "replace_text", "replaced_folder"]
 
 ABOUT = ("ponder.json", "report.html")
 """What a command says of the model in a folder: it goes when another model takes the place."""
-INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json", "student.json")
+INDEXES = ("config.json", "export.json", "cascade.json", "rerank.json", "student.safetensors")
 """Files by which readers know what a folder is; they refuse a folder without any."""
 _README = "README.md"
-_NEEDS = "a saved file", "torch"
-
-
-def write_tensors(
-    path: str | Path,
-    tensors: Mapping[str, Tensor] | Mapping[str, Host],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write tensors, all of torch or all of NumPy, to a safetensors file."""
-    home = "safetensors.numpy"
-    contiguous: dict[str, Any] = dict(tensors)
-    for name, tensor in contiguous.items():
-        if namespace(tensor).__name__ == "torch":
-            home = "safetensors.torch"
-            # Each in memory of its own, as safetensors asks.
-            contiguous[name] = tensor.detach().cpu().contiguous().clone()
-    safetensors = library(home, *_NEEDS)
-    _replace(Path(path), safetensors.save(contiguous, metadata))
-
-
-@overload
-def read_tensors(
-    path: str | Path, framework: Literal["np"] = "np"
-) -> tuple[dict[str, Host], dict[str, str]]: ...
-@overload
-def read_tensors(
-    path: str | Path, framework: Literal["pt"]
-) -> tuple[dict[str, Tensor], dict[str, str]]: ...
-def read_tensors(
-    path: str | Path, framework: Literal["np", "pt"] = "np"
-) -> tuple[dict[str, Host] | dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file.
-
-    Args:
-        path: The file.
-        framework: Whether to give arrays of NumPy or, by "pt", tensors of torch.
-
-    Raises:
-        CheckpointError: The file is missing, truncated or of another format.
-    """
-    safetensors = library("safetensors", *_NEEDS)
-    try:
-        with safetensors.safe_open(str(path), framework=framework) as file:
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: missing, truncated or no safetensors file ({error})."
-        ) from error
 
 
 @contextmanager
@@ -111,37 +43,17 @@ def reading(path: str | Path, noun: str) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: str | Path, kind: str, data: Mapping[str, object]) -> None:
-    """Write a JSON object, with the version of what it is as its `format`."""
-    replace_text(path, json.dumps({"format": kind, **data}, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | Path, kind: str, noun: str) -> dict[str, Any]:
-    """Read what `write_json` wrote, without the format; `noun` says in errors what is read.
-
-    Raises:
-        CheckpointError: The file is missing, no JSON, or of another format.
-    """
-    try:
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        written = data.pop("format")
-        if written != kind:
-            raise ValueError(f"the format {written}")
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: no {noun} of this version, {kind} ({error!r}).") from error
-    return data
-
-
 def replace_text(path: str | Path, text: str) -> None:
-    """Write a text file."""
-    _replace(Path(path), text.encode())
+    """Replace a text file in one act; see `replace_bytes`."""
+    replace_bytes(path, text.encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_bytes(path: str | Path, content: bytes) -> None:
     """Replace a file in one act: a reader sees the old content or the new one.
 
     The content is written to a file beside it, flushed to the disk, and renamed.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -223,17 +135,6 @@ def _exchange(new: Path, place: Path, hidden: Path, owned: Collection[str]) -> N
 
 def _is_index(path: Path) -> bool:
     return path.name in INDEXES
-
-
-def digest_of_files(folder: str | Path) -> str:
-    """Return the SHA-256 of the names and contents of all files in a folder, in hexadecimal."""
-    digest = hashlib.sha256()
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    for path in sorted(files):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def _flush(folder: Path) -> None:

@@ -9,7 +9,6 @@ and `load` use `ponder.cascade.cascade_files`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from ponder._utils.files import reading
 from ponder._utils.rows import class_numbers, listed
+from ponder._utils.seals import digest_of_json
 from ponder.calibration.cascades import CascadeReport, certify_cascade, check_costs
 from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import Missed, OtherAnswers, Risk, RiskLike
@@ -235,7 +235,7 @@ class Cascade:
         digests = [stage.weights_digest() for stage in self.stages]
         if not any(digests):
             return None
-        return hashlib.sha256("\n".join(each or "" for each in digests).encode()).hexdigest()
+        return digest_of_json(digests)
 
     def save(self, folder: str | Path) -> None:
         """Write the cascade with its stages, and the promise with a digest of each.

@@ -1,27 +1,20 @@
 """Folders of cascades: `cascade.json` with the settings, and a folder for each stage.
 
 A stage that is a function cannot be written; its entry has no folder, and whoever reads the cascade
-passes the function again. The settings are sealed, and each entry has a digest of its folder, so
-that a promise can be dropped if a part has changed.
+passes the function again. The settings are sealed with digests of the stages' folders, so that a
+promise can be dropped if a part has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder._utils.files import (
-    ABOUT,
-    digest_of_files,
-    read_json,
-    reading,
-    replaced_folder,
-    write_json,
-)
+from ponder._utils.files import ABOUT, reading, replaced_folder
 from ponder._utils.plain import from_plain
-from ponder._utils.seals import changed_parts, sealed
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy
@@ -30,28 +23,19 @@ __all__ = ["FILE", "SavedCascade", "read_cascade", "write_cascade"]
 
 FILE = "cascade.json"
 """The file of a folder with a cascade."""
-_FORMAT = "ponder-cascade-2"
+_FORMAT = "ponder-cascade-3"
 _OWNED = (FILE, "stage_*", *ABOUT)
 """Files that belong to one saving."""
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A stage in `cascade.json`: its folder and a digest of it, or None without a folder."""
-
-    folder: str | None
-    digest: str | None
-
-
-@dataclass(frozen=True)
 class _Settings:
-    """The contents of `cascade.json`."""
+    """The contents of `cascade.json`; the folder of a stage is None if it is a function."""
 
-    stages: tuple[_Entry, ...]
+    stages: tuple[str | None, ...]
     costs: tuple[float, ...] | None
     classes: tuple[str, ...]
     policy: dict[str, Any]
-    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +66,20 @@ def write_cascade(
 ) -> None:
     """Write a cascade; the folder is replaced as a whole."""
     with replaced_folder(folder, _OWNED) as new:
-        entries = [
-            _write_stage(stage, new, f"stage_{number}") for number, stage in enumerate(stages, 1)
-        ]
+        written: list[str | None] = []
+        for number, stage in enumerate(stages, 1):
+            name = None
+            if stage.can_be_written:
+                name = f"stage_{number}"
+                stage.save(new / name)
+            written.append(name)
         settings = {
-            "stages": [asdict(entry) for entry in entries],
+            "stages": written,
             "costs": costs,
             "classes": classes,
             "policy": policy.to_dict(),
         }
-        write_json(new / FILE, _FORMAT, sealed(settings, {}))
-
-
-def _write_stage(stage: CascadeStage, folder: Path, name: str) -> _Entry:
-    """Write a stage below a folder if it can be written, and return its entry."""
-    if not stage.can_be_written:
-        return _Entry(folder=None, digest=None)
-    stage.save(folder / name)
-    return _Entry(folder=name, digest=digest_of_files(folder / name))
+        write_sealed(new / FILE, _FORMAT, settings, parts=filter(None, written))
 
 
 def read_cascade(folder: Path, given: Sequence[object] | None) -> SavedCascade:
@@ -110,26 +90,29 @@ def read_cascade(folder: Path, given: Sequence[object] | None) -> SavedCascade:
         given: For each stage, None to read it, or the stage; None to read all.
     """
     path = folder / FILE
-    data = read_json(path, _FORMAT, "cascade")
+    saved = read_sealed(path, _FORMAT, "cascade")
     with reading(path, "cascade"):
-        settings = from_plain(_Settings, data)
+        settings = from_plain(_Settings, saved.settings)
         policy = ExitPolicy.from_dict(settings.policy)
-    entries = settings.stages
+    folders = settings.stages
     if given is None:
-        given = [None] * len(entries)
-    _check_given(given, entries)
-    pairs = list(zip(given, entries, strict=True))
+        given = [None] * len(folders)
+    _check_given(given, folders)
+    passed = dict(zip(folders, given, strict=True))
 
     def changed() -> list[str]:
-        names = [
-            f"stage {number}"
-            for number, (stage, entry) in enumerate(pairs, 1)
-            if _has_changed(folder, entry, stage)
-        ]
-        return [*names, *changed_parts(data, lambda name: None)]
+        names = [name for name in saved.changed() if passed.get(name) is None]
+        for name, stage in passed.items():
+            # Weights in memory are compared by the certificate's own digest.
+            if name and stage is not None and stage_of(stage).weights_digest() is None:
+                names.append(name)
+        return names
 
     return SavedCascade(
-        stages=[_read_stage(folder, entry, stage) for stage, entry in pairs],
+        stages=[
+            stage_of(folder / str(name) if stage is None else stage)
+            for name, stage in zip(folders, given, strict=True)
+        ],
         costs=settings.costs,
         classes=settings.classes,
         policy=policy,
@@ -137,34 +120,17 @@ def read_cascade(folder: Path, given: Sequence[object] | None) -> SavedCascade:
     )
 
 
-def _check_given(given: Sequence[object], entries: Sequence[_Entry]) -> None:
+def _check_given(given: Sequence[object], folders: Sequence[str | None]) -> None:
     """Refuse another number of stages, and None for a stage that was not written."""
     missing = [
         number
-        for number, (stage, entry) in enumerate(zip(given, entries, strict=False), 1)
-        if stage is None and entry.folder is None
+        for number, (stage, name) in enumerate(zip(given, folders, strict=False), 1)
+        if stage is None and name is None
     ]
-    if missing or len(given) != len(entries):
+    if missing or len(given) != len(folders):
         raise ArgumentError(
             "stages",
-            expected=f"{len(entries)} stages, and None only for those that were written",
+            expected=f"{len(folders)} stages, and None only for those that were written",
             got=f"{len(given)} stages, none for the functions at {missing}",
             remedy="Pass stages=[None, ask], say.",
         )
-
-
-def _read_stage(folder: Path, entry: _Entry, given: object) -> CascadeStage:
-    """Return the stage that was passed, or else the one in the folder."""
-    if given is not None:
-        return stage_of(given)
-    return stage_of(folder / str(entry.folder))
-
-
-def _has_changed(folder: Path, entry: _Entry, given: object) -> bool:
-    """Return whether a stage is seen to be another than the one that was written.
-
-    Weights of stages in memory are compared by the certificate's own digest.
-    """
-    if given is None:
-        return digest_of_files(folder / str(entry.folder)) != entry.digest
-    return entry.folder is not None and stage_of(given).weights_digest() is None

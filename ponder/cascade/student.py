@@ -7,8 +7,6 @@ regression reads them. scikit-learn fits it; NumPy alone runs it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import sys
@@ -26,16 +24,10 @@ from numpy.typing import NDArray
 
 from ponder._utils.arrays import Floats, Ints, softmax
 from ponder._utils.checks import library
-from ponder._utils.files import (
-    read_json,
-    read_tensors,
-    reading,
-    replaced_folder,
-    write_json,
-    write_tensors,
-)
+from ponder._utils.files import reading
 from ponder._utils.plain import from_plain
 from ponder._utils.rows import split
+from ponder._utils.seals import digest_of_json, digest_of_tensors, read_sealed, write_sealed
 from ponder.errors import ArgumentError
 
 __all__ = ["Embeddings", "Student"]
@@ -43,8 +35,8 @@ __all__ = ["Embeddings", "Student"]
 Strings: TypeAlias = NDArray[np.str_]
 """Names, `(rows,)`."""
 _WORD = re.compile(r"\w\w+")
-_FILE = "student.json"
-_FORMAT = "ponder-student-1"
+_FILE = "student.safetensors"
+_FORMAT = "ponder-student-2"
 _SCALE = 3.0
 """Factor of the embeddings, whose features are small beside those of the grams."""
 _GRAMS = 200_000
@@ -235,29 +227,21 @@ class Student:
     def weights_digest(self) -> str:
         """Return the SHA-256 of the arrays and settings that determine its answers."""
         parts = self._parts()
-        digest = hashlib.sha256(json.dumps(parts.settings).encode())
-        for name, array in parts.arrays.items():
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return digest_of_json([parts.settings, digest_of_tensors(parts.arrays.values())])
 
     def save(self, folder: str | Path) -> None:
-        """Write the student into a folder: arrays as safetensors, the rest as JSON.
-
-        The folder is replaced as a whole.
-        """
+        """Write the student into a folder, as one file that is replaced in one act."""
         parts = self._parts()
-        with replaced_folder(folder, ["student.*"]) as new:
-            write_tensors(new / "student.safetensors", parts.arrays, {"format": _FORMAT})
-            write_json(new / _FILE, _FORMAT, parts.settings)
+        write_sealed(Path(folder) / _FILE, _FORMAT, parts.settings, parts.arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a student that `save` wrote."""
         path = Path(folder) / _FILE
         with reading(path, "student"):
-            settings = from_plain(_Settings, read_json(path, _FORMAT, "student"))
-            arrays, _ = read_tensors(path.with_name("student.safetensors"))
+            saved = read_sealed(path, _FORMAT, "student", "np")
+            settings = from_plain(_Settings, saved.settings)
+            arrays = saved.tensors
             tokens: Embeddings | None = None
             if "tokens" in arrays:
                 tokens = Embeddings(settings.tokenizer, arrays.pop("tokens"))
@@ -295,7 +279,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The contents of `student.json`."""
+    """The settings of `student.safetensors`."""
 
     classes: tuple[str, ...]
     temperature: float

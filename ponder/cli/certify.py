@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ponder._utils.files import read_json, write_json
 from ponder._utils.rows import content_ids
-from ponder._utils.seals import sealed
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import probe_file
 from ponder.cli.show import show
@@ -60,7 +59,7 @@ def run(
     place = "nothing: there is no threshold"
     if certified.threshold is not None:
         used = Used.of(_keys(rows)).to_dict()
-        write_json(out, THRESHOLD, sealed({**facts, "used": used}, {}))
+        write_sealed(out, THRESHOLD, {**facts, "used": used})
         place = str(out)
     table = [
         ("taken", f"{100 * certified.taken:.1f}% of {certified.rows} rows"),
@@ -81,7 +80,7 @@ def check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     The file of fresh rows has the same columns.
     """
     certified = CertifiedAnswers.load(file)
-    card = read_json(file, THRESHOLD, "threshold")
+    card = read_sealed(file, THRESHOLD, "threshold").settings
     columns = card["columns"]
     rows = _read(answers, columns)
     is_fresh = Used.from_dict(card["used"]).fresh(_keys(rows))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ponder._utils.checks import check_real, check_share
-from ponder._utils.files import read_json, write_json
 from ponder._utils.rounding import rounded_down, rounded_up
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.errors import ArgumentError
 from ponder.statistics.ledger import Ledger
 
@@ -145,7 +145,7 @@ class ServedLedger:
 
     def _resume(self, path: Path, confidence: float) -> None:
         """Read the state of an earlier run, if it is of the same promise."""
-        state = read_json(path, _FORMAT, "ledger of a service")
+        state = read_sealed(path, _FORMAT, "ledger of a service").settings
         ledger = Ledger.from_dict(state["ledger"])
         if (state["level"], ledger.confidence) != (self.level, confidence):
             expected = f"the ledger of this promise, {self.level:g} with {confidence:g}"
@@ -161,4 +161,4 @@ class ServedLedger:
 
     def _write(self, *, closed: bool) -> None:
         if self.path is not None:
-            write_json(self.path, _FORMAT, {**self.to_dict(), "closed": closed})
+            write_sealed(self.path, _FORMAT, {**self.to_dict(), "closed": closed})

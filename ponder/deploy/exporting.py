@@ -23,7 +23,6 @@ from ponder.deploy.manifest import (
     TOKENIZER,
     Manifest,
     PolicyGraphs,
-    promise_of_export,
 )
 from ponder.deploy.quantize import Channels, quantize, ranges_of
 from ponder.errors import ArgumentError
@@ -171,9 +170,7 @@ def _quantize(folder: Path, int8: bool | Literal["all"], calibration: Any) -> No
         channels = [*ranges_of(folder, calibration)]
     for name, of_step in zip(manifest.steps, channels, strict=True):
         quantize(folder / f"{name}.onnx", int8 == "all", of_step)
-    policy = promise_of_export(manifest.policy, None)
-    changed = replace(manifest, int8=True, weights=None, policy=policy)
-    changed.with_files(folder).write(folder)
+    replace(manifest, int8=True, weights=None).with_promise_checked().write(folder)
 
 
 class _Tracer:
@@ -245,7 +242,7 @@ class _Tracer:
             labels=self.source.labels,
             weights=model.weights_digest(),
             **self._write_tokenizer(),
-        ).with_files(self.folder).write(self.folder)
+        ).write(self.folder)
 
     def _write(
         self,

@@ -6,7 +6,6 @@ wrote it (`ponder.json`), and digests of the texts that made it (`used.json`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ponder._utils.seals import digest_of_path
 from ponder.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.deploy.ranking import RERANK, Ranker
@@ -46,8 +46,6 @@ _LONGEST = 1 << 16
 """Tokens of a model without a limit."""
 _OF_CASCADES = 512
 """Tokens of a cascade."""
-_SETTINGS = (CARD, "used.json", "report.html", "config.json", "export.json", "cascade.json")
-"""Files that hold no weights; policies in them may change while the answers at full depth stay."""
 
 
 @dataclass(eq=False)
@@ -127,7 +125,7 @@ class Opened:
         if path is None:
             got = f"{remembered['path']}, which does not exist"
             raise _no_reference(got, "Name its present path: --reference MODEL.")
-        if remembered.get("digest") not in (None, digest_of(path)):
+        if remembered.get("digest") not in (None, digest_of_path(path)):
             raise _no_reference(f"{path}, whose files have changed since", "Write the folder anew.")
         return stage_of(path)
 
@@ -235,19 +233,9 @@ def remember(model: str | Path, folder: str | Path) -> dict[str, Any]:
     return {
         "path": str(path.resolve()),
         "relative": os.path.relpath(path.resolve(), Path(folder).resolve()),
-        "digest": digest_of(path),
+        "digest": digest_of_path(path),
         "hub": False,
     }
-
-
-def digest_of(folder: Path) -> str:
-    """Return the SHA-256 of the files of a model that determine its answers at full depth."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in _SETTINGS and not path.name.startswith("."):
-            digest.update(str(path.relative_to(folder)).encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _size_of(folder: Path, model: Any) -> tuple[int, int]:

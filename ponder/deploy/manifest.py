@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ponder._utils.files import ABOUT, read_json, reading, write_json
+from ponder._utils.files import ABOUT, reading
 from ponder._utils.plain import from_plain
-from ponder._utils.seals import changed_parts, digest_of_file, sealed
-from ponder.policies.combine import warn_of_changes
+from ponder._utils.seals import read_sealed, write_sealed
+from ponder.policies.combine import is_about
 
 __all__ = [
     "FILE",
@@ -22,7 +22,6 @@ __all__ = [
     "TensorSpec",
     "changed_in",
     "files_of",
-    "promise_of_export",
 ]
 
 FILE = "export.json"
@@ -109,7 +108,6 @@ class Manifest:
         int8: Whether the steps are quantised.
         labels: Names of the classes.
         weights: The digest of the weights that answer; None if they are quantised.
-        digests: The digests of the other files.
     """
 
     num_steps: int
@@ -131,7 +129,6 @@ class Manifest:
     int8: bool = False
     labels: Sequence[str] = ()
     weights: str | None = None
-    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not fit together.
@@ -205,35 +202,33 @@ class Manifest:
         return [f"step_{place + 1}" for place in range(max(self.schedule) + 1)]
 
     def write(self, folder: Path) -> None:
-        """Write `export.json`, whole or not at all."""
-        data = dataclasses.asdict(self)
-        files = data.pop("digests")
-        files.pop("settings", None)
-        write_json(folder / FILE, _FORMAT, sealed(data, files))
-
-    def with_files(self, folder: Path) -> Self:
-        """Return the description with the digests of the files that a folder holds now."""
+        """Write `export.json` with digests of the files that the folder holds now."""
         names = [name for name in files_of(folder) if name != FILE]
-        digests = {name: digest_of_file(folder / name) for name in names}
-        return dataclasses.replace(self, digests=digests)
+        write_sealed(folder / FILE, _FORMAT, dataclasses.asdict(self), parts=names)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read `export.json`.
+        """Read `export.json`; a promise is dropped if weights or files have changed.
 
         Raises:
             CheckpointError: The folder is not an export, or is one of another version.
         """
-        data = read_json(folder / FILE, _FORMAT, "export")
+        saved = read_sealed(folder / FILE, _FORMAT, "export")
         with reading(folder / FILE, "export"):
-            return cls._parsed(data, folder)
+            return from_plain(cls, saved.settings).with_promise_checked(saved.changed)
 
-    @classmethod
-    def _parsed(cls, data: dict[str, Any], folder: Path) -> Self:
-        if data["policy"]["name"] == "certified":
-            changed = changed_parts(data, lambda name: folder / name)
-            data["policy"] = promise_of_export(data["policy"], data["weights"], changed)
-        return from_plain(cls, data)
+    def with_promise_checked(self, changed: Callable[[], Sequence[str]] = tuple) -> Self:
+        """Return the description, without its promise if that was made about something else.
+
+        As `ponder.policies.combine.promise_about`, but the policy inside need not be known here.
+
+        Args:
+            changed: Returns the files that are not those that were saved.
+        """
+        policy = self.policy
+        if policy["name"] != "certified" or is_about(policy["weights"], self.weights, changed()):
+            return self
+        return dataclasses.replace(self, policy=policy["policy"])
 
 
 def _check_inputs(graph: str, read: Mapping[str, int], given: Sequence[TensorSpec]) -> None:
@@ -253,28 +248,9 @@ def _check_inputs(graph: str, read: Mapping[str, int], given: Sequence[TensorSpe
             raise ValueError(f"{spec.name} has no dimensions {spec.along}")
 
 
-def promise_of_export(
-    policy: dict[str, Any], weights: str | None, changed: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return a policy as plain JSON, without its promise if that was made about something else.
-
-    As `ponder.policies.combine.promise_about`, but the classes of policies need not be known here.
-    """
-    if policy["name"] != "certified":
-        return policy
-    parts = [*changed]
-    if policy["weights"] not in (None, weights):
-        parts.insert(0, "weights")
-    if not parts:
-        return policy
-    warn_of_changes(parts)
-    inside: dict[str, Any] = policy["policy"]
-    return inside
-
-
 def changed_in(folder: Path) -> list[str]:
     """Return the parts of an export that have changed since it was written."""
-    return changed_parts(read_json(folder / FILE, _FORMAT, "export"), lambda name: folder / name)
+    return read_sealed(folder / FILE, _FORMAT, "export").changed()
 
 
 def files_of(folder: Path) -> list[str]:

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.arrays import as_array, sigmoid
-from ponder._utils.files import read_json, reading, write_json
+from ponder._utils.files import reading
 from ponder._utils.plain import from_plain
 from ponder._utils.readers import RANKERS, read_folder
 from ponder._utils.rows import content_ids
-from ponder._utils.seals import changed_parts, sealed
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.calibration.control import RiskControl, control_risk
 from ponder.calibration.records import Record
 from ponder.deploy.manifest import changed_in
@@ -133,7 +133,7 @@ class RankerSettings:
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
         data = {**vars(self), "policy": self.policy.to_dict()}
-        write_json(folder / RERANK, _FORMAT, sealed(data, {}))
+        write_sealed(folder / RERANK, _FORMAT, data)
 
     @classmethod
     def read(
@@ -149,13 +149,11 @@ class RankerSettings:
             weights: Returns the digest of the model's weights.
             changed: Returns the parts of the model's files that have changed.
         """
-        data = read_json(folder / RERANK, _FORMAT, "ranker")
-        changed_here = changed_parts(data, lambda name: folder / name)
-        data.pop("digests", None)
+        saved = read_sealed(folder / RERANK, _FORMAT, "ranker")
         with reading(folder / RERANK, "ranker"):
-            saved = ExitPolicy.from_dict(data["policy"])
-            policy = promise_about(weights, saved, lambda: [*changed(), *changed_here])
-            return from_plain(cls, {**data, "policy": policy})
+            policy = ExitPolicy.from_dict(saved.settings["policy"])
+            policy = promise_about(weights, policy, lambda: [*changed(), *saved.changed()])
+            return from_plain(cls, {**saved.settings, "policy": policy})
 
 
 class Ranker:

@@ -19,8 +19,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.files import read_json, reading, write_json
+from ponder._utils.files import reading
 from ponder._utils.rows import Text, content_ids
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.errors import ArgumentError
 from ponder.statistics.repeats import fresh_rows, share_rows
 
@@ -111,7 +112,7 @@ class Used:
 
     def write(self, folder: str | Path) -> None:
         """Write the digests into a folder."""
-        write_json(Path(folder) / USED, _FORMAT, self.to_dict())
+        write_sealed(Path(folder) / USED, _FORMAT, self.to_dict())
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -120,7 +121,7 @@ class Used:
         if not path.is_file():
             return cls()
         with reading(path, "list of used texts"):
-            return cls.from_dict(read_json(path, _FORMAT, "list of used texts"))
+            return cls.from_dict(read_sealed(path, _FORMAT, "list of used texts").settings)
 
 
 def _digests(texts: Sequence[Text]) -> Digests:

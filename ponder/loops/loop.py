@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ponder._utils.checks import check_choice, check_int, check_type
-from ponder._utils.digest import digest_of_weights
+from ponder._utils.seals import digest_of_tensors
 from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.loops.blocks import position_step
@@ -316,7 +316,7 @@ class Loop(nn.Module):
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights, on any device."""
-        return digest_of_weights([self])
+        return digest_of_tensors(self.state_dict().values())
 
     def meaning(self, outputs: Tensor) -> Task:
         """Return the task of outputs: the loop's own, classes if it names none."""

@@ -29,7 +29,7 @@ from ponder.policies.base import (
     scaled_step,
 )
 
-__all__ = ["All", "Any_", "Certified", "FromStep", "promise_about", "warn_of_changes"]
+__all__ = ["All", "Any_", "Certified", "FromStep", "is_about", "promise_about"]
 
 
 @dataclass(frozen=True)
@@ -238,18 +238,27 @@ def promise_about(
     """
     if not isinstance(policy, Certified):
         return policy
-    parts = [*changed()]
-    if policy.weights not in (None, weights()):
-        parts.insert(0, "weights")
-    if not parts:
+    # Weights are read only for a certificate that knows its own.
+    now = None if policy.weights is None else weights()
+    if is_about(policy.weights, now, changed()):
         return policy
-    warn_of_changes(parts)
     return policy.policy
 
 
-def warn_of_changes(parts: Sequence[str]) -> None:
-    """Warn that a promise is dropped, because parts of the certified model changed."""
-    what = ", ".join(parts)
-    warnings.warn(
-        f"The {what} changed after they were certified; the promise is dropped.", stacklevel=4
-    )
+def is_about(certified: str | None, weights: str | None, changed: Sequence[str]) -> bool:
+    """Return whether a certificate is about the model that answers; warn if it is not.
+
+    Args:
+        certified: The digest of the weights in the certificate; None if it has none.
+        weights: The digest of the weights that answer.
+        changed: Names of other parts that have changed.
+    """
+    parts = [*changed]
+    if certified not in (None, weights):
+        parts.insert(0, "weights")
+    if parts:
+        what = ", ".join(parts)
+        warnings.warn(
+            f"The {what} changed after they were certified; the promise is dropped.", stacklevel=4
+        )
+    return not parts

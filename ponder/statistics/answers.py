@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import check_share
-from ponder._utils.files import read_json, reading
+from ponder._utils.files import reading
 from ponder._utils.plain import from_plain
 from ponder._utils.rounding import rounded_down, rounded_up, threshold_text
-from ponder._utils.seals import changed_parts
+from ponder._utils.seals import read_sealed
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.statistics.bounds import (
     binomial_cdf,
@@ -77,11 +77,11 @@ class CertifiedAnswers:
         Raises:
             CheckpointError: It is damaged, or was edited: it is all promise.
         """
-        card = read_json(file, THRESHOLD, "threshold")
-        if changed_parts(card, lambda name: None):
+        saved = read_sealed(file, THRESHOLD, "threshold")
+        if saved.changed():
             raise CheckpointError(f"{file}: changed after it was certified. Certify again.")
         with reading(file, "threshold"):
-            return from_plain(cls, {each.name: card[each.name] for each in fields(cls)})
+            return from_plain(cls, {each.name: saved.settings[each.name] for each in fields(cls)})
 
     def takes(self, confidences: Sequence[float]) -> NDArray[np.bool_]:
         """Return which answers are taken, `(rows,)` bool; the reference must answer the others."""

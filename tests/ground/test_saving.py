@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import ponder
 from ponder import objectives, policies, priors
 from ponder._utils import files
+from ponder._utils.seals import read_sealed, write_sealed
 from ponder.errors import CheckpointError
 from tests.compare import assert_same_answers, assert_same_rows, assert_same_weights, clear_rows
 
@@ -123,26 +124,27 @@ def test_a_model_of_another_shape_stays_as_it_was(tmp_path: Path) -> None:
 def test_trajectories_are_no_models(tmp_path: Path) -> None:
     model = shared(policy=policies.LastStep())
     model.unroll(INPUTS).save(tmp_path / "run.safetensors")
-    with pytest.raises(CheckpointError, match=r"not written by ponder\.save"):
+    with pytest.raises(CheckpointError, match=r"no model of ponder\.save"):
         ponder.load(tmp_path / "run.safetensors", into=model)
 
 
 def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     ponder.save(stacked(policy=policies.Quantile(0.3), prior=priors.Geometric(0.3)), path)
-    weights, metadata = files.read_tensors(path, "pt")
-    damaged = metadata["settings"].replace('"quantile"', '"of-another-machine"')
-    files.write_tensors(path, weights, {**metadata, "settings": damaged})
+    saved = read_sealed(path, "ponder-model-4", "model", "pt")
+    weights, settings = saved.tensors, saved.settings
+    damaged = json.loads(json.dumps(settings).replace('"quantile"', '"of-another-machine"'))
+    write_sealed(path, "ponder-model-4", damaged, weights)
     into = stacked(policy=policies.LastStep())
     before = into.prior, into.policy, into.stages
     with pytest.raises(ponder.errors.ArgumentError, match="of-another-machine"):
         ponder.load(path, into=into)
     assert (into.prior, into.policy, into.stages) == before
-    files.write_tensors(path, weights, {**metadata, "settings": "{}"})
+    write_sealed(path, "ponder-model-4", {}, weights)
     with pytest.raises(CheckpointError, match="a damaged model"):
         ponder.load(path, into=into)
-    beyond = {**json.loads(metadata["settings"]), "policy": policies.FixedStep(99).to_dict()}
-    files.write_tensors(path, weights, {**metadata, "settings": json.dumps(beyond)})
+    beyond = {**settings, "policy": policies.FixedStep(99).to_dict()}
+    write_sealed(path, "ponder-model-4", beyond, weights)
     own = copy.deepcopy(into.state_dict())
     with pytest.raises(ponder.errors.ArgumentError, match="step"):
         ponder.load(path, into=into)

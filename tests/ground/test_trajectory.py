@@ -102,10 +102,10 @@ def test_tasks_of_ones_own_are_saved_as_what_they_derive_from(tmp_path: Path) ->
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    from ponder._utils.files import write_tensors
+    from ponder._utils.seals import write_sealed
 
-    write_tensors(tmp_path / "other.safetensors", {"outputs": torch.ones(1)}, {"format": "other"})
-    with pytest.raises(CheckpointError, match="expected a trajectory"):
+    write_sealed(tmp_path / "other.safetensors", "other", {}, {"outputs": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="no trajectory"):
         Trajectory.load(tmp_path / "other.safetensors")
 
 

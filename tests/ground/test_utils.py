@@ -23,12 +23,12 @@ from ponder import policies
 from ponder._utils import files, registry
 from ponder._utils.arrays import at_least_float32, softmax, weighted
 from ponder._utils.checks import check_choice, check_int, check_real, check_share, check_type
-from ponder._utils.digest import digest_of_weights
-from ponder._utils.files import read_json, read_tensors, replace_text, write_json, write_tensors
+from ponder._utils.files import replace_text
 from ponder._utils.modes import evaluating
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import content_ids, split
+from ponder._utils.seals import digest_of_tensors, read_sealed, write_sealed
 from ponder._utils.seeds import uniform
 from ponder._utils.trees import Shared, alike, check_rows, first_tensor, take_rows, tensors, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError, CheckpointError, PonderError
@@ -270,25 +270,42 @@ def test_tensors_come_back_in_either_library(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.safetensors"
     arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2])}
     for given_tensors in (arrays, {name: torch.tensor(value) for name, value in arrays.items()}):
-        write_tensors(path, given_tensors, {"what": "ä"})
-        made, said = read_tensors(path)
-        assert said == {"what": "ä"}
-        assert all(np.array_equal(made[name], value) for name, value in arrays.items())
-        tensors_made, _ = read_tensors(path, "pt")
-        assert torch.equal(tensors_made["a"], torch.tensor(arrays["a"]))
+        write_sealed(path, "kind-1", {"what": "ä"}, given_tensors)
+        made = read_sealed(path, "kind-1", "thing", "np")
+        assert made.settings == {"what": "ä"}
+        assert not made.changed()
+        assert all(np.array_equal(made.tensors[name], value) for name, value in arrays.items())
+        in_torch = read_sealed(path, "kind-1", "thing", "pt").tensors
+        assert torch.equal(in_torch["a"], torch.tensor(arrays["a"]))
     half = torch.randn(3).bfloat16()
-    write_tensors(path, {"half": half}, {})
-    assert torch.equal(read_tensors(path, "pt")[0]["half"], half)
+    write_sealed(path, "kind-1", {}, {"half": half})
+    assert torch.equal(read_sealed(path, "kind-1", "thing", "pt").tensors["half"], half)
 
 
 def test_json_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
-    write_json(path, "kind-2", {"what": "ä", "numbers": [1, 2.5]})
-    assert read_json(path, "kind-2", "thing") == {"what": "ä", "numbers": [1, 2.5]}
+    write_sealed(path, "kind-2", {"what": "ä", "numbers": [1, 2.5]})
+    made = read_sealed(path, "kind-2", "thing")
+    assert made.settings == {"what": "ä", "numbers": [1, 2.5]}
     for content in (path.read_text(), "{}", "[]", "{", None):
         path.unlink() if content is None else path.write_text(content)
         with pytest.raises(CheckpointError, match=r"no thing of this version, kind-3"):
-            read_json(path, "kind-3", "thing")
+            read_sealed(path, "kind-3", "thing")
+
+
+def test_parts_that_changed_are_named(tmp_path: Path) -> None:
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "weights").write_text("1")
+    (tmp_path / "words.json").write_text('{"a": 1}')
+    index = tmp_path / "index.json"
+    write_sealed(index, "kind-1", {}, parts=["stage", "words.json"])
+    made = read_sealed(index, "kind-1", "thing")
+    (tmp_path / "words.json").write_text('{ "a":  1 }')
+    (tmp_path / "stage" / ".hidden").touch()
+    assert made.changed() == []
+    (tmp_path / "stage" / "weights").rename(tmp_path / "stage" / "other")
+    (tmp_path / "words.json").unlink()
+    assert made.changed() == ["stage", "words.json"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(
@@ -309,23 +326,31 @@ def test_an_interrupted_write_leaves_the_old_file(
 def test_foreign_and_missing_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.safetensors"
     with pytest.raises(CheckpointError, match="missing"):
-        read_tensors(path)
+        read_sealed(path, "kind-1", "thing", "np")
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="no safetensors file"):
-        read_tensors(path)
+        read_sealed(path, "kind-1", "thing", "np")
 
 
 def test_the_digest_is_of_numbers_and_not_of_names_or_memory() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    digest = digest_of_weights([model, None])
-    assert digest == digest_of_weights([copy.deepcopy(model)]) == digest_of_weights(list(model))
+
+    def digest_now() -> str | None:
+        return digest_of_tensors(model.state_dict().values())
+
+    digest = digest_now()
+    assert digest == digest_of_tensors(copy.deepcopy(model).state_dict().values())
     assert digest is not None
     assert len(digest) == 64
     with torch.no_grad():
         model[0].bias[1] += 1e-6
-    assert digest_of_weights([model]) != digest
-    assert digest_of_weights([model.bfloat16()]) != digest
-    assert digest_of_weights([nn.Linear(2, 2, device="meta")]) is None
+    moved = digest_now()
+    model.bfloat16()
+    assert len({digest, moved, digest_now()}) == 3
+    assert digest_of_tensors(nn.Linear(2, 2, device="meta").parameters()) is None
+    array = np.arange(6.0)
+    assert digest_of_tensors([array]) == digest_of_tensors([array.copy()])
+    assert digest_of_tensors([array]) != digest_of_tensors([array.reshape(2, 3)])
 
 
 def test_modes_come_back_after_an_exception() -> None:

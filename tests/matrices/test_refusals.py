@@ -13,7 +13,7 @@ import torch
 
 import ponder
 from ponder import policies
-from ponder._utils.files import digest_of_files
+from ponder._utils.seals import digest_of_path
 from ponder.cascade import Cascade
 from ponder.errors import NonFiniteError
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
@@ -76,7 +76,7 @@ def advise_case(tmp_path: Path, call: Callable[[Path], object], error: type[Base
     scratch = Path(tempfile.gettempdir())
     left = lambda: {path for path in scratch.glob("ponder-advise-*") if path not in before}  # noqa: E731
     before = set(scratch.glob("ponder-advise-*"))
-    state = lambda: (digest_of_files(tmp_path / "model"), left())  # noqa: E731
+    state = lambda: (digest_of_path(tmp_path / "model"), left())  # noqa: E731
     return Case(lambda: call(tmp_path / "model"), state, error)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ponder
-from ponder._utils import files
 from ponder.errors import PonderError
 from ponder.integrations.transformers import PonderForSequenceClassification, fit_exits
 from ponder.integrations.transformers.rerank import CrossEncoder
@@ -65,11 +65,13 @@ def in_saved(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Callab
     """Return a function that changes weights or settings in a file of `ponder.save`."""
 
     def act(folder: Path) -> None:
-        weights, metadata = files.read_tensors(folder / "saved.safetensors", "pt")
+        path = folder / "saved.safetensors"
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        weights = load_file(path)
         settings = json.loads(metadata["settings"])
         change(weights, settings)
-        metadata["settings"] = json.dumps(settings)
-        files.write_tensors(folder / "saved.safetensors", weights, metadata)
+        save_file(weights, path, {**metadata, "settings": json.dumps(settings)})
 
     return act
 
