@@ -1,4 +1,4 @@
-"""Seals: is this what was certified? Files of settings with digests of all that was saved with them.
+"""Seals: is this what was certified? Settings with digests of all that was saved with them.
 
 `write_sealed` writes settings with the digests of the files beside them, the parts, and of the
 settings themselves, so that a threshold that is edited is seen as a graph is that was exchanged.
