@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ponder.statistics.ledger import Ledger, rises_by_rate
 
-__all__ = ["AuditRule", "Outcome", "Rule", "Standing"]
+__all__ = ["AuditRule", "Outcome", "Rule", "Standing", "Tuning"]
 
 Floats = NDArray[np.float64]
 
@@ -116,42 +116,81 @@ class _Plan:
     rises: Floats
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of `AuditRule`, tuned on streams with other seeds than those of the results.
+
+    They move costs, and never the promise.
+
+    Args:
+        least: The least audit probability: rarer audits would need smaller rates of the ledger,
+            which bound more slowly.
+        first: Texts that the reference answers before the cheap model is taught first.
+        growth: The cheap model is taught again when the number of its texts has grown by this
+            factor, so that all teaching costs a multiple of the last one.
+        batch_growth: The same in a sorted batch, whose order each new cheap model improves.
+        unknown: Answers of new classes after which it is taught at once, since it cannot give them.
+        share: Share of what the level allows that is planned for; the rest is for bad luck.
+        ahead: A running promise is planned until there are this many times as many answers: further
+            away the stream may be another.
+        spare: Share of what the level allows that a bound near the level may spend meanwhile.
+        every: Rows between two plans, since a plan costs as much as many rows.
+        cold: Outcomes before doubts can be read; with fewer the regression is its prior.
+        settled: Share of a finite batch that the reference answers before the cheap model does: the
+            one that a batch begins with is a poor one.
+        asked: Latest outcomes by which doubts are read; older ones are of other models.
+        doubts: Latest doubts, which stand for those of rows to come.
+        few: With fewer doubts than this, those of the rows that taught stand for them.
+        sample: Quantiles of these doubts in a plan.
+        known_sample: The same of the doubts of rows to come that are known.
+        prior: Wrong answers that are taken to have been seen as expected, before any is.
+        fading: Factor of the weight of older rows at each plan, since a stream drifts.
+        constant: Limit of the bound without a catch, as a share of what the level allows now. The
+            bound grows as audits become rarer; without a limit a rule whose cheap model is never
+            wrong would make them rarer whenever it may, and wait for the level each time.
+        neighbours: Logarithm of the contribution of other rates than the best to the wealth.
+    """
+
+    least: float = 0.06
+    first: int = 300
+    growth: float = 1.5
+    batch_growth: float = 1.25
+    unknown: int = 30
+    share: float = 0.9
+    ahead: float = 1.25
+    spare: float = 0.3
+    every: int = 64
+    cold: int = 150
+    settled: float = 1 / 12
+    asked: int = 400
+    doubts: int = 256
+    few: int = 64
+    sample: int = 32
+    known_sample: int = 128
+    prior: float = 15.0
+    fading: float = 0.97
+    constant: float = 0.6
+    neighbours: float = 0.7
+
+
 class AuditRule:
     """Audits that cost the fewest calls for what the level allows.
 
     Args:
-        least: The least audit probability.
-        first: Texts that the reference answers before the cheap model is taught first.
-        growth: The cheap model is taught again when the number of its texts has grown by this
-            factor.
-        batch_growth: The same in a sorted batch, whose order each new cheap model improves.
-        share: Share of what the level allows that is planned for; the rest is for bad luck.
-        ahead: A running promise is planned until there are this many times as many answers.
+        tuning: Its settings.
     """
 
-    def __init__(
-        self,
-        least: float = 0.06,
-        first: int = 300,
-        growth: float = 1.5,
-        batch_growth: float = 1.25,
-        share: float = 0.9,
-        ahead: float = 1.25,
-    ) -> None:
-        self.first = first
-        self.growth = growth
-        self.batch_growth = batch_growth
-        self.share = share
-        self.ahead = ahead
-        self._choices = np.append(np.geomspace(least, 0.9, 16), 1.0)
+    def __init__(self, tuning: Tuning = Tuning()) -> None:
+        self.tuning = tuning
+        self._choices = np.append(np.geomspace(tuning.least, 0.9, 16), 1.0)
         self._unit_rises = _unit_rises(self._choices)
-        self._asked = deque[Outcome](maxlen=_ASKED)
+        self._asked = deque[Outcome](maxlen=tuning.asked)
         self._without = list[Outcome]()
-        self._doubts = deque[float](maxlen=_DOUBTS)
+        self._doubts = deque[float](maxlen=tuning.doubts)
         self._offset = 0.0
         self._slope = 1.0
         self._plan: _Plan | None = None
-        self._since_plan = _EVERY
+        self._since_plan = self.tuning.every
         self._sorted = False  # whether the last row was one of a sorted batch
         self._expected = 0.0
         self._found = 0.0
@@ -161,12 +200,12 @@ class AuditRule:
         logit = _logit(doubt)
         self._doubts.append(logit)
         self._sorted = standing.doubts is not None
-        if len(self._asked) + len(self._without) < _COLD:
+        if len(self._asked) + len(self._without) < self.tuning.cold:
             return 1.0  # how the first cheap model's confidence is to be read is not known yet
-        if standing.answers < _SETTLED * standing.horizon:
+        if standing.answers < self.tuning.settled * standing.horizon:
             return 1.0  # the cheap model that a batch begins with is a poor one
         self._since_plan += 1
-        if self._since_plan > _EVERY:
+        if self._since_plan > self.tuning.every:
             self._make_plan(standing)
             self._since_plan = 0
         if self._plan is None:
@@ -186,33 +225,35 @@ class AuditRule:
 
     def teaches(self, labels: int, taught: int, unknown: int) -> bool:
         """Return whether labels have grown enough, or enough classes are new to the cheap model."""
-        if labels < self.first:
+        if labels < self.tuning.first:
             return False
-        growth = self.batch_growth if self._sorted else self.growth
-        return labels >= growth * taught or unknown >= max(_UNKNOWN, 0.02 * taught)
+        growth = self.tuning.batch_growth if self._sorted else self.tuning.growth
+        return labels >= growth * taught or unknown >= max(self.tuning.unknown, 0.02 * taught)
 
     def renew(self, outcomes: Sequence[Outcome]) -> None:
         """Take the doubts of models that did not learn a row, and plan again."""
         self._without = list(outcomes)
         self._doubts.clear()
-        self._since_plan = _EVERY
+        self._since_plan = self.tuning.every
 
     def _make_plan(self, standing: Standing) -> None:
         """Read doubts anew by the outcomes, and find the prices that the level allows."""
         self._read_doubts()
-        fixed = standing.ledger.bounds_by_rate(_NEIGHBOURS)
+        fixed = standing.ledger.bounds_by_rate(self.tuning.neighbours)
         bound = min(standing.ledger.bound, float(fixed.min()))
         end: float = standing.horizon
         if standing.horizon <= standing.answers:
             # Some answers ahead; further if the bound is near the level, since it can be brought
-            # down by answers of the reference alone, of which the level allows `_SPARE` to be
+            # down by answers of the reference alone, of which the level allows `spare` to be
             # spent meanwhile.
-            recovered = (bound / standing.level - _SPARE * standing.answers) / (self.share - _SPARE)
-            end = max(self.ahead * standing.answers, recovered)
+            spare = self.tuning.spare
+            excess = bound / standing.level - spare * standing.answers
+            recovered = excess / (self.tuning.share - spare)
+            end = max(self.tuning.ahead * standing.answers, recovered)
         allowed = self._planned_share(standing) * standing.level * end
-        constant = Ledger(standing.ledger.confidence).bounds_by_rate(_NEIGHBOURS)
+        constant = Ledger(standing.ledger.confidence).bounds_by_rate(self.tuning.neighbours)
         now = standing.level * max(standing.horizon, standing.answers)
-        within = np.flatnonzero((fixed < allowed) & (constant < _CONSTANT * now))
+        within = np.flatnonzero((fixed < allowed) & (constant < self.tuning.constant * now))
         self._plan = None
         if len(within):
             rows = (end - standing.answers) * self._correction()
@@ -238,8 +279,8 @@ class AuditRule:
         The end of a batch needs no reserve.
         """
         if not self._sorted:
-            return self.share
-        return 1.0 - (1.0 - self.share) * standing.remaining / standing.horizon
+            return self.tuning.share
+        return 1.0 - (1.0 - self.tuning.share) * standing.remaining / standing.horizon
 
     def _fewest_calls(
         self,
@@ -283,18 +324,18 @@ class AuditRule:
         """
         doubts = np.array(self._doubts)
         if known is not None and len(known):
-            places = (np.arange(_KNOWN_SAMPLE) + 0.5) / _KNOWN_SAMPLE * len(known)
+            places = _middles(self.tuning.known_sample) * len(known)
             doubts = _logits(known[places.astype(int)])
-        elif len(doubts) < _FEW and self._without:
+        elif len(doubts) < self.tuning.few and self._without:
             # Rows that taught were asked, so doubtful ones are among them more often than in the
             # stream: the weights 1/π make up for it.
             weights = np.array([1.0 / one.probability for one in self._without])
             every = _logits([one.doubt for one in self._without])
             order = every.argsort()
             shares = (weights[order].cumsum() - weights[order] / 2) / weights.sum()
-            doubts = np.interp((np.arange(_SAMPLE) + 0.5) / _SAMPLE, shares, every[order])
-        elif len(doubts) > _SAMPLE:
-            doubts = np.quantile(doubts, (np.arange(_SAMPLE) + 0.5) / _SAMPLE)
+            doubts = np.interp(_middles(self.tuning.sample), shares, every[order])
+        elif len(doubts) > self.tuning.sample:
+            doubts = np.quantile(doubts, _middles(self.tuning.sample))
         return np.asarray(1.0 / (1.0 + np.exp(-(self._offset + self._slope * doubts))))
 
     def _correction(self) -> float:
@@ -304,37 +345,21 @@ class AuditRule:
         """
         if self._sorted:
             return 1.0
-        ratio = (self._found + _PRIOR) / (self._expected + _PRIOR)
-        self._found *= _FADING
-        self._expected *= _FADING
+        ratio = (self._found + self.tuning.prior) / (self._expected + self.tuning.prior)
+        self._found *= self.tuning.fading
+        self._expected *= self.tuning.fading
         return min(max(ratio, 0.8), 4.0)
-
-
-_EVERY = 64
-_DOUBTS = 256
-_SAMPLE = 32
-_KNOWN_SAMPLE = 128
-_FEW = 64
-_ASKED = 400
-_COLD = 150
-_UNKNOWN = 30
-_PRIOR = 15.0
-_FADING = 0.97
-_SPARE = 0.3
-_SETTLED = 1 / 12
-"""Share of a finite batch that the reference answers before the cheap model does."""
-_CONSTANT = 0.6
-"""The limit of the bound without a catch, as a share of what the level allows now. The bound grows
-as audits become rarer; without a limit a rule whose cheap model is never wrong would make them
-rarer whenever it may, and wait for the level each time."""
-_NEIGHBOURS = 0.7
-"""Logarithm of the contribution of other rates than the best to the wealth."""
 
 
 def _unit_rises(choices: Floats) -> Floats:
     """Return π r(π) by rate and choice, `(rates, choices)`; large if the rate is given up."""
     rises = rises_by_rate(choices).T * choices
     return np.where(np.isfinite(rises), rises, 1e12)
+
+
+def _middles(count: int) -> Floats:
+    """Return the middles of equal parts of [0, 1], `(count,)`."""
+    return (np.arange(count) + 0.5) / count
 
 
 def _logit(share: float) -> float:
