@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,11 +174,25 @@ def calls() -> dict[str, tuple[Callable[[], Any], int]]:
         "training, steps": (lambda: steps_trained(ids, labels=labels), 120),
         "training, captured": (lambda: captured_trained(ids, labels=labels), 120),
         "predict, 4 rows": (lambda: ponder.predict(hand, rows), 150),
+        "Live, 1,000 texts": (live_of_a_thousand, 60_000),
         "control_risk": (
             lambda: ponder.control_risk(trajectory, confidence, level=0.05, confidence=0.95),
             600,
         ),
     }
+
+
+def live_of_a_thousand() -> None:
+    """Answer 1,000 texts by a fresh `Live`, whose models are functions."""
+
+    def ask(texts: list[str]) -> list[str]:
+        return ["card" if "card" in text else "loan" for text in texts]
+
+    def cheap(texts: list[str]) -> Any:
+        return np.array([[0.99, 0.01] if "card" in text else [0.01, 0.99] for text in texts])
+
+    texts = [f"{word} number {n}" for n in range(500) for word in ("my card", "a loan")]
+    ponder.Live(ask, 0.05, cheap=cheap, classes=["card", "loan"]).answer(texts)
 
 
 def overheads() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], float]]:

@@ -120,6 +120,19 @@ class _Call:
     down: ReferenceDownError | None = None  # the error of all further rows
     done: int = 0
 
+    def give(self, position: int, label: Any, source: str, *, audited: bool = False) -> None:
+        """Give a row its answer."""
+        self.answers.labels[position] = label
+        self.answers.source[position] = source
+        self.answers.audited[position] |= audited
+        self.done += 1
+
+    def fail(self, positions: Sequence[int], error: Exception) -> None:
+        """Give rows the error that they have in place of an answer."""
+        for position in positions:
+            self.errors[position] = error
+        self.done += len(positions)
+
 
 class Live:
     """A cheap model in front of a reference, with a promise on the given answers under any drift.
@@ -306,6 +319,18 @@ class Live:
             for lesson in lessons[taught:]:
                 self._learner.note(lesson.name)
 
+    def _recall(self, call: _Call) -> None:
+        """Answer rows that have an answer by name; those that a stopped process asked come first.
+
+        Until they are answered, their audits count as caught, and use up what the level allows.
+        """
+        rows = call.order.upcoming(len(call.order))
+        waiting = [row for row in rows if not self._answer_by_name(call, row)]
+        asked = [row for row in waiting if self._named(call, row) is not None]
+        under_way = set(asked)
+        call.order = Order([row for row in waiting if row not in under_way])
+        call.order.put_back(asked)
+
     @contextmanager
     def _asker(self, call: _Call) -> Iterator[Asker]:
         """Call the reference until the block ends; arrived answers are kept even after an error."""
@@ -315,39 +340,6 @@ class Live:
         finally:
             self._keep(asker.close(), call)
             self._store.release(list(call.claimed))
-
-    def _arrived(self, reply: Reply) -> None:
-        """Keep an answer at once, on the thread that got it; its effects are computed later."""
-        self._store.keep(reply.key, plain_label(reply.label))
-
-    def _recall(self, call: _Call) -> None:
-        """Answer rows that have an answer by name; those that a stopped process asked come first.
-
-        Until they are answered, their audits count as caught, and use up what the level allows.
-        """
-        rows = call.order.upcoming(len(call.order))
-        waiting = [row for row in rows if not self._given_before(call, row)]
-        asked = [row for row in waiting if self._named(call, row) is not None]
-        under_way = set(asked)
-        call.order = Order([row for row in waiting if row not in under_way])
-        call.order.put_back(asked)
-
-    def _given_before(self, call: _Call, position: int) -> bool:
-        """Give a row the answer that its name has, if it has one."""
-        row = self._named(call, position)
-        if row is None or (row.audited and row.differs is None):
-            return False
-        if row.audited:
-            known = self._store.answer(row.key)
-            assert known is not None
-            self._give(call, position, known.label, "reference", audited=row.probability < 1.0)
-        else:
-            self._give(call, position, row.cheap, "cheap")
-        call.end -= 1
-        return True
-
-    def _named(self, call: _Call, position: int) -> Row | None:
-        return None if call.ids is None else self._store.row(call.ids[position])
 
     def _decide_some(self, call: _Call, asker: Asker) -> None:
         """Decide rows while the reference has room, and submit the questions."""
@@ -372,8 +364,8 @@ class Live:
                 if len(submitted) >= room:
                     break
                 position = self._next(call, account)
-                key = self._key(call.rows[position])
-                if self._settled_already(call, position, key, account):
+                key = _key_of(call.rows[position])
+                if self._settle_without_call(call, position, key, account):
                     continue
                 row = self._decided_row(call, position, key, account)
                 if row is None:
@@ -385,9 +377,37 @@ class Live:
                     submitted.append((key, call.rows[position]))
                 else:
                     account.answers += 1
-                    self._give(call, position, row.cheap, "cheap")
+                    self._give_cheap(call, position, row)
             self._store.write_account(account)
         return submitted
+
+    def _predict(self, call: _Call) -> None:
+        """Ask the cheap model about the next rows, a block ahead, unless it was asked already."""
+        model = self._learner.model
+        if model is None or self.level == 0.0:
+            return
+        if call.predicted_by is not model:
+            call.predicted_by = model
+            call.predictions.clear()
+            self._sort_if_due(call, model)
+        if all(position in call.predictions for position in call.order.upcoming(_CHUNK)):
+            return
+        self._predict_rows(call, model, call.order.upcoming(_BLOCK))
+
+    def _sort_if_due(self, call: _Call, model: Cheap) -> None:
+        """Sort a batch by the doubts of a cheap model that learns, once a sample was answered."""
+        sampled = self.account.answers >= SAMPLE * call.end
+        if not call.finite or not self._learner.can_learn or not sampled:
+            return
+        waiting = call.order.upcoming(len(call.order))
+        self._predict_rows(call, model, waiting)
+        call.order.sort([call.predictions[position].doubt for position in waiting])
+
+    def _predict_rows(self, call: _Call, model: Cheap, positions: Sequence[int]) -> None:
+        """Ask the cheap model about those of some rows that it was not asked about."""
+        ahead = [position for position in positions if position not in call.predictions]
+        found = predictions(model, [call.rows[position] for position in ahead])
+        call.predictions.update(zip(ahead, found, strict=True))
 
     def _next(self, call: _Call, account: Account) -> int:
         """Take the next row: of a sorted batch the surest one, unless the rule defers others."""
@@ -397,16 +417,51 @@ class Live:
                 return call.order.take_surest()
         return call.order.take()
 
-    def _settled_already(self, call: _Call, position: int, key: str, account: Account) -> bool:
+    def _settle_without_call(self, call: _Call, position: int, key: str, account: Account) -> bool:
         """Give a row the answer of its name or content, or an error once the budget is spent."""
-        if self._given_before(call, position) or self._known(call, position, key, account):
+        if self._answer_by_name(call, position) or self._answer_by_content(
+            call, position, key, account
+        ):
             return True
         stopped: PonderError | None = call.down
         if self.budget is not None and account.asked >= self.budget:
             stopped = BudgetSpentError(f"{account.asked:,} of {self.budget:,} calls are spent.")
         if stopped is None:
             return False
-        self._fail(call, [position], stopped)
+        call.fail([position], stopped)
+        return True
+
+    def _answer_by_name(self, call: _Call, position: int) -> bool:
+        """Give a row the answer that its name has, if it has one."""
+        row = self._named(call, position)
+        if row is None or (row.audited and row.differs is None):
+            return False
+        if row.audited:
+            known = self._store.answer(row.key)
+            assert known is not None
+            self._names[str(known.label)] = known.label
+            call.give(position, known.label, "reference", audited=row.probability < 1.0)
+        else:
+            self._give_cheap(call, position, row)
+        call.end -= 1
+        return True
+
+    def _named(self, call: _Call, position: int) -> Row | None:
+        return None if call.ids is None else self._store.row(call.ids[position])
+
+    def _answer_by_content(self, call: _Call, position: int, key: str, account: Account) -> bool:
+        """Give a row the reference's answer to its content, or let it wait for another call."""
+        found = self._store.answer(key)
+        if found is None:
+            return False
+        if found.label is not None:
+            for row in self._store.waiting(key):  # of a process that was killed after the answer
+                self._settle(row, str(found.label), account)
+            self._deliver(call, position, key, found.label, account)
+        elif key in call.claimed:
+            call.claimed[key].append(position)
+        else:
+            call.elsewhere.setdefault(key, []).append(position)
         return True
 
     def _decided_row(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
@@ -422,16 +477,6 @@ class Live:
             name = None if call.ids is None else call.ids[position]
             self._store.write_row(row, name)
         return row
-
-    def _claim(self, call: _Call, position: int, row: Row, account: Account) -> None:
-        """Note that this call asks the reference about a row."""
-        account.asked += 1
-        probability = row.probability
-        if call.order.sorted and row.cheap is None:
-            probability = 0.0  # it was picked for its doubt, and not drawn
-        self._store.claim(row.key, json_of(call.rows[position]), probability)
-        call.claimed[row.key] = [position]
-        call.answers.audited[position] = row.probability < 1.0
 
     def _throw(self, call: _Call, position: int, key: str, account: Account) -> Row | None:
         """Choose the audit probability of a row, throw its coin, and note both in the ledger.
@@ -480,20 +525,23 @@ class Live:
         # In most rows the first comparison equals the second, for a tenth of the time.
         return ledger.bound + 1 <= within or ledger.bound_after(probability) <= within
 
-    def _known(self, call: _Call, position: int, key: str, account: Account) -> bool:
-        """Give a row the reference's answer to its content, or let it wait for another call."""
-        found = self._store.answer(key)
-        if found is None:
-            return False
-        if found.label is not None:
-            for row in self._store.waiting(key):  # of a process that was killed after the answer
-                self._settle(row, str(found.label), account)
-            self._deliver(call, position, key, found.label, account)
-        elif key in call.claimed:
-            call.claimed[key].append(position)
-        else:
-            call.elsewhere.setdefault(key, []).append(position)
-        return True
+    def _give_cheap(self, call: _Call, position: int, row: Row) -> None:
+        """Give a row the cheap model's answer, in the type in which the reference gives it."""
+        call.give(position, self._names.get(str(row.cheap), row.cheap), "cheap")
+
+    def _claim(self, call: _Call, position: int, row: Row, account: Account) -> None:
+        """Note that this call asks the reference about a row."""
+        account.asked += 1
+        probability = row.probability
+        if call.order.sorted and row.cheap is None:
+            probability = 0.0  # it was picked for its doubt, and not drawn
+        self._store.claim(row.key, json_of(call.rows[position]), probability)
+        call.claimed[row.key] = [position]
+        call.answers.audited[position] = row.probability < 1.0
+
+    def _arrived(self, reply: Reply) -> None:
+        """Keep an answer at once, on the thread that got it; its effects are computed later."""
+        self._store.keep(reply.key, plain_label(reply.label))
 
     def _collect(self, call: _Call, asker: Asker) -> None:
         """Keep the answers that arrived, and look for those that others asked."""
@@ -518,7 +566,7 @@ class Live:
                 positions = call.claimed.pop(reply.key, [])
                 if reply.error is not None:
                     self._store.release_now(reply.key)
-                    self._fail(call, positions, reply.error)
+                    call.fail(positions, reply.error)
                     continue
                 label = plain_label(reply.label)
                 self._store.write_answer(reply.key, label)
@@ -548,52 +596,8 @@ class Live:
             known = Row(key, None, 0.0, 1.0, True, False)
             self._store.write_row(known, call.ids[position])
         account.answers += 1
-        self._give(call, position, label, "reference")
-
-    def _give(
-        self, call: _Call, position: int, label: Any, source: str, *, audited: bool = False
-    ) -> None:
-        if source == "cheap":
-            label = self._names.get(label, label)
-        else:
-            self._names[str(label)] = label
-        call.answers.labels[position] = label
-        call.answers.source[position] = source
-        call.answers.audited[position] |= audited
-        call.done += 1
-
-    def _fail(self, call: _Call, positions: Sequence[int], error: Exception) -> None:
-        for position in positions:
-            call.errors[position] = error
-            call.done += 1
-
-    def _predict(self, call: _Call) -> None:
-        """Ask the cheap model about the next rows, a block ahead, unless it was asked already."""
-        model = self._learner.model
-        if model is None or self.level == 0.0:
-            return
-        if call.predicted_by is not model:
-            call.predicted_by = model
-            call.predictions.clear()
-            self._sort_if_due(call, model)
-        if all(position in call.predictions for position in call.order.upcoming(_CHUNK)):
-            return
-        self._predict_rows(call, model, call.order.upcoming(_BLOCK))
-
-    def _predict_rows(self, call: _Call, model: Cheap, positions: Sequence[int]) -> None:
-        """Ask the cheap model about those of some rows that it was not asked about."""
-        ahead = [position for position in positions if position not in call.predictions]
-        found = predictions(model, [call.rows[position] for position in ahead])
-        call.predictions.update(zip(ahead, found, strict=True))
-
-    def _sort_if_due(self, call: _Call, model: Cheap) -> None:
-        """Sort a batch by the doubts of a cheap model that learns, once a sample was answered."""
-        sampled = self.account.answers >= SAMPLE * call.end
-        if not call.finite or not self._learner.can_learn or not sampled:
-            return
-        waiting = call.order.upcoming(len(call.order))
-        self._predict_rows(call, model, waiting)
-        call.order.sort([call.predictions[position].doubt for position in waiting])
+        self._names[str(label)] = label
+        call.give(position, label, "reference")
 
     def _teach_if_due(self) -> None:
         """Teach the cheap model the reference's answers, if the rule says so."""
@@ -623,5 +627,7 @@ class Live:
             bound = account.ledger.bound / answers
             self._progress(Progress(call.done, len(call.rows), asked, bound))
 
-    def _key(self, row: Any) -> str:
-        return blake2b(json_of(row).encode(), digest_size=16).hexdigest()
+
+def _key_of(row: Any) -> str:
+    """Return a digest of the content of a row."""
+    return blake2b(json_of(row).encode(), digest_size=16).hexdigest()
