@@ -9,32 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ponder import policies
 from ponder.policies import ExitPolicy
 
-__all__ = ["GATES", "SupposedRight", "gates_of"]
-
-
-@policies.register("supposed-right")
-@dataclass(frozen=True)
-class SupposedRight(policies.ThresholdPolicy):
-    """Stop once the Q-head's probability that the answer is right is above a threshold (HRM, arXiv 2506.21734).
-
-    The Q-head takes the place of a Lambda head, so that its probability is what a policy reads as the hazard.
-
-    Args:
-        threshold: In [0, 1].
-    """
-
-    threshold: float
-    needs = frozenset({"hazard"})
-    tunable = policies.Threshold("threshold", "above")
-
-    def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
-        """Return the probability that the answer is right, `(batch,)`."""
-        return step.hazard, state
+__all__ = ["GATES", "gates_of"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +40,7 @@ GATES: Mapping[str, Gate] = {
     "act, trained in": Gate("act", [policies.ACT(epsilon) for epsilon in _UNSURE], True),
     "hazards, head": Gate("hazards head", [policies.Quantile(q) for q in _LIKELY], True),
     "act, head": Gate("act head", [policies.ACT(epsilon) for epsilon in _UNSURE], True),
-    "q-head": Gate("q-head", [SupposedRight(threshold) for threshold in _SURE], True),
+    "q-head": Gate("q-head", [policies.RightAnswer(threshold) for threshold in _SURE], True),
     "confidence": Gate("supervised", [policies.Confidence(threshold) for threshold in _SURE]),
     "entropy": Gate("supervised", [policies.Entropy(threshold) for threshold in _UNSURE]),
     "latent difference": Gate(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree
+from ponder._utils.trees import Tree, map_tensors
 from ponder.loops.deciding import Decider, Readings, unit_ids
 from ponder.loops.slots import Parts, hold, over_positions, read_hazards, real_units, start_past
 from ponder.model.source import StepsRecord
@@ -78,6 +78,8 @@ def unroll(
         is_warm_up = step <= depth.warm_up
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_warm_up):
             index = index + 1
+            if depth.detached and step > 1:
+                hidden = map_tensors(Tensor.detach, hidden)
             visible = mask
             if parts.halted == "hidden" and decider is not None:
                 visible = halting.visible()

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ponder._utils.trees import Tree, check_rows, first_tensor, take_rows, unwrap
+from ponder._utils.trees import Tree, check_rows, first_tensor, map_tensors, take_rows, unwrap
 from ponder.errors import ArgumentError
 from ponder.model.heads import LambdaHead, PerStep, next_input
 from ponder.model.padding import Padding
@@ -261,7 +261,9 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
     outputs: list[Tensor] = []  # torch.compile traces no list[Tensor]()
     features: list[Tensor] = []
     halting: list[Tensor] = []
-    for _ in range(depth.steps):
+    for step in range(depth.steps):
+        if depth.detached and step:
+            source.hidden = map_tensors(Tensor.detach, source.hidden)
         source.advance(source.step + 1)
         of_step = source.features()
         # Answers at each position are many rows in one call already.

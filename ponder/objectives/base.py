@@ -6,7 +6,7 @@ Weighted sums of objectives, `a + 0.5 * b`, are objectives, too (`Weighted`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -34,21 +34,24 @@ registry: Registry[Objective] = Registry("objective", "ponder.objectives")
 
 @dataclass(frozen=True)
 class Depth:
-    """The number of steps that one training batch runs.
+    """The number of steps that one training batch runs, and how far gradients go back.
 
     Args:
         warm_up: Steps that run first, without a gradient; their outputs are not looked at.
         steps: Steps that follow, with a gradient, ≥ 1: what an objective sees.
+        detached: Whether the state is detached between steps, so that no gradient flows from a step
+            into the one before.
 
     Example:
         >>> model.objective.depth(num_steps=12)
-        Depth(warm_up=0, steps=12)
+        Depth(warm_up=0, steps=12, detached=False)
         >>> objectives.Depth(warm_up=8, steps=2).total
         10
     """
 
     warm_up: int
     steps: int
+    detached: bool = False
 
     @property
     def total(self) -> int:
@@ -218,9 +221,9 @@ class Weighted(Objective):
         return frozenset[str]().union(*(term.needs for term in self.objectives))
 
     def depth(self, num_steps: int) -> Depth:
-        return max(
-            (term.depth(num_steps) for term in self.objectives), key=lambda depth: depth.total
-        )
+        depths = [term.depth(num_steps) for term in self.objectives]
+        deepest = max(depths, key=lambda depth: depth.total)
+        return replace(deepest, detached=any(depth.detached for depth in depths))
 
     def per_example(self, unrolled: Unrolled) -> Tensor:
         total = self.weights[0] * self.objectives[0].per_example(unrolled)

@@ -15,7 +15,7 @@ from ponder.policies.base import (
 from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
 from ponder.policies.combine import All, Any_, Certified, FromStep
 from ponder.policies.counting import Converged, Patience, Voting
-from ponder.policies.halting import ACT, Bernoulli, Quantile
+from ponder.policies.halting import ACT, Bernoulli, Quantile, RightAnswer
 from ponder.policies.topk import TopK
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "PolicyBatch",
     "PolicyWrapper",
     "Quantile",
+    "RightAnswer",
     "StepView",
     "Threshold",
     "ThresholdPolicy",

@@ -1,4 +1,4 @@
-"""Policies on hazards: sampling (PonderNet), its quantile (PALBERT's Q-exit), their sum (ACT)."""
+"""Policies on hazards: sampling (PonderNet), its quantile (Q-exit), their sum (ACT), one alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ponder.policies.base import (
     registry,
 )
 
-__all__ = ["ACT", "Bernoulli", "Quantile"]
+__all__ = ["ACT", "Bernoulli", "Quantile", "RightAnswer"]
 
 
 @registry.register("quantile")
@@ -126,3 +126,33 @@ class ACT(ThresholdPolicy):
         if state is not None:
             total = state + total
         return 1.0 - total, total
+
+
+@registry.register("right-answer")
+@dataclass(frozen=True)
+class RightAnswer(ThresholdPolicy):
+    """Stop once the probability that the answer is right is above a threshold (HRM, TRM).
+
+    The probability is σ(q) of a Lambda head whose logit q was trained by `objectives.AllRight`; it
+    is read at each step alone, and is no hazard. HRM (Wang et al. 2025, arXiv 2506.21734) and TRM
+    (Jolicoeur-Martineau 2025, arXiv 2510.04871) stop where q > 0.
+
+    Args:
+        threshold: In [0, 1].
+
+    Example:
+        >>> logits = torch.tensor([[-1.0, 0.0, 2.0, 3.0]])
+        >>> record = Trajectory(torch.zeros(1, 4, 2), logits, torch.arange(1))
+        >>> record.replay(policies.RightAnswer(0.5)).exit_step
+        tensor([3])
+    """
+
+    threshold: float = 0.5
+    needs = frozenset({"hazard"})
+    tunable = Threshold("threshold", "above")
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+
+    def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
+        return step.hazard, state

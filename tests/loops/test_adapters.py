@@ -40,7 +40,7 @@ def test_trm_halts_each_puzzle_as_its_q_head_says_and_the_next_takes_its_place()
         step,
         head,
         q_head,
-        policy=recursive.RightAnswer(0.5),
+        policy=policies.RightAnswer(0.5),
         readout=recursive.answer_of,
         halted="together",
     ).eval()
@@ -75,7 +75,7 @@ def test_hrm_halts_each_puzzle_by_its_q_values_and_the_next_takes_its_place() ->
         step,
         head,
         values,
-        policy=recursive.RightAnswer(0.5),
+        policy=policies.RightAnswer(0.5),
         readout=hrm_adapter.high_state,
         halted="together",
     ).eval()

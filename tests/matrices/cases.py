@@ -134,6 +134,7 @@ CASES: list[policies.ExitPolicy] = [
     policies.Quantile(1.0),
     policies.Bernoulli(seed=3),
     policies.ACT(0.1),
+    policies.RightAnswer(0.6),
     policies.ACT(0.5) & policies.Quantile(0.3),
     policies.Patience(1, tolerance=0.5),
     policies.Patience(2, tolerance=0.9),

@@ -174,6 +174,17 @@ def distillation_loss(task: str, student: Any, teacher: Any, temperature: float)
     )
 
 
+def is_right(task: str, output: Any, label: Any) -> bool:
+    """Whether an answer is right in every labelled part."""
+    if task == "classification":
+        return bool(output.index(max(output)) == label)
+    if task == "multilabel":
+        return all((z > 0) == bool(y) for z, y in zip(output, label, strict=True))
+    if task == "span":
+        output = list(map(list, zip(*output, strict=True)))
+    return all(o.index(max(o)) == y for o, y in zip(output, label, strict=True) if y != -100)
+
+
 def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
     """The loss of one example, with task, outputs, losses, hazard_logits, prior and teacher.
 
@@ -210,6 +221,14 @@ def objective(spec: Spec, row: Spec, at: Spec | None = None) -> float:
         p, last, remainder = act(row["hazard_logits"], spec["epsilon"])
         answer = mean_output(row["all_outputs"], p)
         return task_loss(task, answer, row["label"]) + spec["cost"] * (last + remainder)
+    if name == "all-right":
+        each = [
+            loss + spec["weight"] * _bce(q, float(is_right(task, output, row["label"])))
+            for loss, q, output in zip(
+                losses, row["hazard_logits"], row["all_outputs"], strict=True
+            )
+        ]
+        return _average(each)
     if name == "deep-supervision":
         w = [n if spec["weights"] == "linear" else 1 for n in range(1, len(losses) + 1)]
         return math.fsum(a * b for a, b in zip(w, losses, strict=True)) / sum(w)
@@ -337,6 +356,8 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
     if name in ("quantile", "bernoulli"):
         q = spec["q"] if name == "quantile" else uniform(spec["seed"], row["row_id"])
         return [above(total, q) for total in cdf(pmf(row["hazard_logits"]))]
+    if name == "right-answer":
+        return [above(sigmoid(q), spec["threshold"]) for q in row["hazard_logits"]]
     if name == "act":
         totals = accumulate(map(sigmoid, row["hazard_logits"]))
         left = [total - (1.0 - spec["epsilon"]) for total in totals]

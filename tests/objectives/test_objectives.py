@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import ponder
 from ponder import StepDistribution, objectives, priors
 from ponder.errors import ArgumentError
 from ponder.objectives import Depth, Progress, Unrolled
@@ -23,6 +24,7 @@ CLASSES = 3
 EVERY: list[objectives.Objective] = [
     objectives.Ponder(0.5, likelihood="log_expected"),
     objectives.ACT(0.02, epsilon=0.05),
+    objectives.AllRight(0.5),
     objectives.DeepSupervision("uniform"),
     objectives.FinalStep(),
     objectives.OneStep(2),
@@ -249,6 +251,79 @@ def test_what_is_missing_is_named_with_its_remedy() -> None:
     with pytest.raises(ArgumentError, match="Progress"):
         objectives.SimulatedExits().per_example(batch(progress=None))
     objectives.Distillation().check(has_hazard=False, has_prior=False)
+
+
+# -- is the whole answer right -------------------------------------------------------------------------------------
+
+
+def test_without_exploration_a_row_counts_up_to_its_halt() -> None:
+    """Halts at steps 2, 1 and never; a step that halts counts."""
+    made = batch(
+        hazard_logits=torch.tensor([[-1.0, 2.0, 3.0, -1.0], [1.0] * 4, [0.0] * 4] * 3)[:ROWS]
+    )
+    every = objectives.AllRight(0.5)
+    counted = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]] * 3)[:ROWS]
+    assert torch.equal(
+        objectives.AllRight(exploration=0.0)._counted(made.hazard_logits), counted > 0
+    )
+    found = objectives.AllRight(0.5, exploration=0.0).per_example(made)
+    shorter = [
+        every.per_example(
+            batch(
+                outputs=made.outputs[:, : int(steps)],
+                losses=made.losses[:, : int(steps)],
+                hazard_logits=made.hazard_logits[:, : int(steps)],
+            )
+        )[row]
+        * steps
+        / STEPS
+        for row, steps in enumerate(counted.sum(1))
+    ]
+    torch.testing.assert_close(found, torch.stack(shorter))
+
+
+def test_a_row_that_explores_goes_on_for_longer() -> None:
+    torch.manual_seed(0)
+    halting_at_once = torch.ones(4000, 4)
+    counted = objectives.AllRight(exploration=0.25)._counted(halting_at_once).sum(1)
+    shares = torch.bincount(counted, minlength=5)[1:] / 4000
+    assert shares.tolist() == pytest.approx([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3], abs=0.03)
+
+
+def test_numbers_are_neither_right_nor_wrong() -> None:
+    with pytest.raises(ArgumentError, match="right or wrong"):
+        objectives.AllRight().per_example(batch("regression"))
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "loop"])
+def test_each_step_learns_from_a_detached_state(kind: str) -> None:
+    """The gradients are those of a plain loop that detaches, with and without a second objective."""
+    torch.manual_seed(0)
+    step = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
+    head, halting = torch.nn.Linear(6, 3), ponder.LambdaHead(6)
+    hidden, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    losses = []
+    state = hidden
+    for _ in range(STEPS):
+        state = step(state.detach())
+        output = head(state)
+        right = (output.argmax(-1) == labels).float()
+        q_loss = torch.nn.functional.binary_cross_entropy_with_logits(halting(state), right)
+        losses.append(torch.nn.functional.cross_entropy(output, labels) + 0.5 * q_loss)
+    expected = torch.autograd.grad(sum(losses) / STEPS, list(step.parameters()))
+    objective = objectives.AllRight(0.5) + 0.0 * objectives.FinalStep()
+    if kind == "wrapper":
+        model = ponder.PonderWrapper(
+            step, STEPS, head=head, lambda_head=halting, objective=objective
+        )
+        loss = model.train()(hidden, labels=labels).loss
+    else:
+        loop = ponder.loops.Loop(step, head, halting).train()
+        call = {"labels": labels[:, None], "max_steps": STEPS, "objective": objective}
+        loss = loop(hidden[:, None], **call).loss
+    found = torch.autograd.grad(loss, list(step.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # -- traps ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ponder import Trajectory, objectives, policies, tasks
-from ponder.loops.adapters.recursive import RightAnswer
 from ponder.policies.certainty import negative_entropy
 from tests.matrices import oracles
 
@@ -196,7 +195,7 @@ def test_the_mean_answer_is_graves_sum_and_not_tensor2tensors_blend() -> None:
     ],
 )
 def test_a_q_value_of_zero_goes_on_as_in_trm_and_hrm(logits: list[float]) -> None:
-    assert of_hazards(logits, RightAnswer(0.5)) == oracles.q_head(logits, 4)
+    assert of_hazards(logits, policies.RightAnswer(0.5)) == oracles.q_head(logits, 4)
 
 
 # -- Huginn --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Wang et al. 2025, arXiv 2506.21734. One step of supervision is
 
 for the whole puzzle, which halts where q_halt(z_H) > q_continue(z_H). In training the next puzzle
 takes the place of a halted one; at evaluation all 16 steps are run. `loop.carry` replaces halted
-puzzles at evaluation, too, by ``policy=recursive.RightAnswer(0.5)``.
+puzzles at evaluation, too, by ``policy=policies.RightAnswer(0.5)``.
 """
 
 from __future__ import annotations

@@ -11,14 +11,10 @@ for the whole puzzle. In training the next puzzle takes the place of a halted on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ponder.policies import StepView, Threshold, ThresholdPolicy
-from ponder.policies.base import PolicyState
-
-__all__ = ["QHead", "Recursion", "RightAnswer", "answer_of"]
+__all__ = ["QHead", "Recursion", "answer_of"]
 
 State = tuple[Tensor, Tensor]
 """The answer y and the latent z, `(batch, length, width)` each."""
@@ -56,16 +52,3 @@ class QHead(nn.Module):
         """Return `(batch,)` from `(batch, length, width)`."""
         logit: Tensor = self.linear(features[:, 0]).squeeze(-1)
         return logit
-
-
-@dataclass(frozen=True)
-class RightAnswer(ThresholdPolicy):
-    """Stop once the probability σ(q) that the answer is right is above a threshold."""
-
-    threshold: float = 0.5
-    needs = frozenset({"hazard"})
-    tunable = Threshold("threshold", "above")
-
-    def statistic(self, step: StepView, state: PolicyState) -> tuple[Tensor, PolicyState]:
-        """Return the probability of a right answer."""
-        return step.hazard, state
