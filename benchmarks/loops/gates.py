@@ -1,8 +1,8 @@
 """The gates that are compared: what each reads, on which solver it sits, and its thresholds from late to early.
 
-Learned gates are PonderNet's hazards, ACT and the Q-head. *Trained in*, hazards and ACT train the solver with them; as
-*heads* they are trained on the states of the supervised solver, from which confidence is read, too. The others read the
-answers or the states after the fact.
+Learned gates are PonderNet's hazards, ACT and the Q-head. *Trained in*, hazards, ACT and the objective of HRM and TRM,
+whether the whole answer is right, train the solver with them; as *heads* they are trained on the states of the
+supervised solver, from which confidence is read, too. The others read the answers or the states after the fact.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ _MOVED = (0.003, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
 GATES: Mapping[str, Gate] = {
     "hazards, trained in": Gate("pondernet", [policies.Quantile(q) for q in _LIKELY], True),
     "act, trained in": Gate("act", [policies.ACT(epsilon) for epsilon in _UNSURE], True),
+    "all right, trained in": Gate(
+        "all-right", [policies.RightAnswer(threshold) for threshold in (*_SURE, 0.5)], True
+    ),
     "hazards, head": Gate("hazards head", [policies.Quantile(q) for q in _LIKELY], True),
     "act, head": Gate("act head", [policies.ACT(epsilon) for epsilon in _UNSURE], True),
     "q-head": Gate("q-head", [policies.RightAnswer(threshold) for threshold in _SURE], True),

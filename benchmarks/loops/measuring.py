@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.loops.gates import Gate, gates_of
-from benchmarks.loops.solver import MeanStep, Slice, Solver
+from benchmarks.loops.report import BY_ROWS
+from benchmarks.loops.solver import MeanStep, RowStep, Slice, Solver
 from benchmarks.loops.tasks import Problems, Task
 from benchmarks.loops.training import LEARNERS
 from ponder import policies
@@ -65,7 +66,7 @@ class Parts:
     def start(self, problems: Problems) -> Tensor:
         """Return the first states of problems."""
         state = self.solver.start(problems.inputs)
-        return self.step.start(state) if isinstance(self.step, MeanStep) else state
+        return self.step.start(state) if isinstance(self.step, MeanStep | RowStep) else state
 
     def read(self, state: Tensor) -> Tensor:
         """Return the features of states."""
@@ -79,6 +80,7 @@ def parts_of(solvers: Mapping[str, Solver], heads: Mapping[str, nn.Module]) -> d
         "supervised": _stepwise(supervised, heads["q-head"]),
         "pondernet": _stepwise(solvers["pondernet"], solvers["pondernet"].gate),
         "act": _mean(solvers["act"], solvers["act"].gate),
+        "all-right": _by_rows(solvers["all-right"]),
         "hazards head": _stepwise(supervised, heads["hazards"]),
         "act head": _mean(supervised, heads["act"]),
         "q-head": _stepwise(supervised, heads["q-head"]),
@@ -97,6 +99,13 @@ def _mean(solver: Solver, gate: nn.Module) -> Parts:
     width = solver.task.width
     head = Slice(solver.head, 2 * width, 3 * width)
     return Parts(MeanStep(solver.step, gate), head, Slice(gate, 0, width), None, solver)
+
+
+def _by_rows(solver: Solver) -> Parts:
+    """Return a solver whose whole problems halt by the Q-head that was trained in."""
+    width = solver.task.width
+    gate = Slice(nn.Identity(), 2 * width, 2 * width + 1)
+    return Parts(RowStep(solver), Slice(solver.head, 0, width), gate, None, solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +361,7 @@ def measure(
     for name, gate in gates_of(task.num_steps).items():
         own = parts[gate.parts]
         answers = whole[gate.parts]
-        for mode in ("row",) if name == "fixed depth" else ("row", "position"):
+        for mode in ("row",) if name in BY_ROWS else ("row", "position"):
             rule, tried = chosen(
                 gate, own, task, splits["validation"], answers["validation"][:, -1], mode
             )

@@ -65,6 +65,7 @@ _COLORS = {
     "fixed depth": "#999999",
     "hazards, trained in": "#0072B2",
     "act, trained in": "#56B4E9",
+    "all right, trained in": "#8C510A",
     "hazards, head": "#003050",
     "act, head": "#7F7FFF",
     "q-head": "#009E73",
@@ -73,7 +74,16 @@ _COLORS = {
     "latent difference": "#CC79A7",
     "patience": "#000000",
 }
-LEARNED = ("hazards, trained in", "act, trained in", "hazards, head", "act, head", "q-head")
+LEARNED = (
+    "hazards, trained in",
+    "act, trained in",
+    "all right, trained in",
+    "hazards, head",
+    "act, head",
+    "q-head",
+)
+BY_ROWS = ("fixed depth", "all right, trained in")
+"""Gates by which whole problems halt."""
 _SLACK = 0.005
 Results = Sequence[Mapping[str, Any]]
 
@@ -152,7 +162,8 @@ def both_modes(everything: Mapping[str, Results]) -> Iterator[tuple[str, ...]]:
                 for mode in ("row", "position")
                 if f"{gate}, {mode}" in found[0]["ways"]
             }
-            yield task, gate, *_side_by_side(of_mode)
+            if of_mode:
+                yield task, gate, *_side_by_side(of_mode)
         whole = [(result, result["ways"]["all steps, supervised"]["test"]) for result in found]
         yield task, "all steps", *_side_by_side({"row": whole})
 
@@ -179,15 +190,20 @@ def ranking(everything: Mapping[str, Results]) -> list[tuple[str, ...]]:
     """
     lines = []
     for gate in _COLORS:
-        mode = "row" if gate == "fixed depth" else "position"
+        mode = "row" if gate in BY_ROWS else "position"
         steps = list[float]()
         within = list[bool]()
         for found in everything.values():
             for result in found:
+                # Files of earlier gates have not all of them.
+                if f"{gate}, {mode}" not in result["ways"]:
+                    continue
                 test = result["ways"][f"{gate}, {mode}"]["test"]
                 whole = result["ways"]["all steps, supervised"]["test"]
                 steps.append(test["position_steps"])
                 within.append(score_of(result, test) >= score_of(result, whole) - _SLACK)
+        if not steps:
+            continue
         learned = "yes" if gate in LEARNED else "no"
         share = f"{statistics.mean(steps):.0%}"
         kept = f"{sum(within)} of {len(within)}"

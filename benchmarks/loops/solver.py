@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.loops.tasks import Task
-from ponder.loops import Places
+from ponder import objectives
+from ponder.loops import Loop, Places
+from ponder.loops.loop import LoopOutput
 
-__all__ = ["LoopedStep", "MeanStep", "Slice", "Solver"]
+__all__ = ["LoopedStep", "MeanStep", "RowSolver", "RowStep", "Slice", "Solver"]
 
 HEADS = 4
 _NEAR = 2.0  # of a head's own relation at first
@@ -268,6 +270,76 @@ class MeanStep(nn.Module):
     def width_of(state: Tensor) -> int:
         """Return the width of a thought."""
         return state.shape[-1] // 4
+
+
+class RowStep(nn.Module):
+    """A step that carries the logit of a Q-head, which reads the mean thought of a whole problem.
+
+    The state is [s_n | the problem | q_n], with the same q_n at each position, so that the positions of a problem halt
+    together.
+    """
+
+    def __init__(self, solver: Solver) -> None:
+        super().__init__()
+        self.step = solver.step
+        self.quality = RowMean(solver.quality)
+
+    def start(self, state: Tensor) -> Tensor:
+        """Return the first state from that of the step inside, `(batch, length, 2 · width + 1)`."""
+        return torch.cat([state, torch.zeros_like(state[..., :1])], dim=-1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the next state of all positions."""
+        inner = self.step(state[..., :-1])
+        logit = self.quality(inner[..., : inner.shape[-1] // 2])
+        return torch.cat([inner, logit[:, None, None].expand_as(state[..., :1])], dim=-1)
+
+
+class RowMean(nn.Module):
+    """A head that reads the mean of the positions of a problem."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, thoughts: Tensor) -> Tensor:
+        """Return logits, `(batch,)`, of thoughts `(batch, length, width)`."""
+        logits: Tensor = self.head(thoughts.mean(1)).squeeze(-1)
+        return logits
+
+
+class _ProblemStep(nn.Module):
+    """The looped step on thoughts, with the problem as an argument, which gets a gradient at every step."""
+
+    def __init__(self, step: LoopedStep) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, thought: Tensor, problem: Tensor) -> Tensor:
+        """Return the next thoughts, `(batch, length, width)`."""
+        state: Tensor = self.step(torch.cat([thought, problem], dim=-1))
+        return state[..., : thought.shape[-1]]
+
+
+class RowSolver(nn.Module):
+    """A solver in training with the objective of HRM and TRM: a whole problem halts, and its state is carried."""
+
+    def __init__(self, solver: Solver) -> None:
+        super().__init__()
+        self.solver = solver
+        step = _ProblemStep(solver.step)
+        self.loop = Loop(step, solver.head, RowMean(solver.quality), halted="together")
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> LoopOutput:
+        """Return the loop's output; `inputs` are features of problems, `(batch, length, features)`."""
+        problem = self.solver.stem(inputs)
+        return self.loop(
+            torch.zeros_like(problem),
+            problem=problem,
+            max_steps=self.solver.task.num_steps,
+            labels=labels,
+            objective=objectives.AllRight(),
+        )
 
 
 class Slice(nn.Module):

@@ -61,7 +61,9 @@ class Task:
         layers: Layers of one step.
         width: Width of the model.
         neighbours: Whether each head attends to one relation at first, head k to relation k, and not to any.
-        updates: Updates of the weights, of all learners together.
+        updates: Updates of the weights: those of the trunk, and a sixth of each learner's own.
+        own_updates: Updates of their own for learners whose gate is trained in; a sixth of
+            `updates` if None.
         batch_size: Problems of an update.
     """
 
@@ -77,6 +79,7 @@ class Task:
     width: int = 64
     neighbours: bool = False
     updates: int = 900
+    own_updates: int | None = None
     batch_size: int = 64
 
 

@@ -5,8 +5,10 @@
   inference. The Q-head learns, on detached states, whether the answer is right.
 * ``pondernet``: Σ_n p_n ℓ_n + β KL(p ‖ geometric), for each position.
 * ``act``: the loss of the mean answer and the ponder cost, for each position.
+* ``all-right``: the objective of HRM and TRM for whole problems, by `ponder.fit`.
 
-The trunk is trained as ``supervised``. All three have the same number of updates and the same problems.
+The trunk is trained as ``supervised``. All have the same number of updates and the same problems, unless
+`Task.own_updates` gives the learners whose gate is trained in more of their own.
 
 Then the learned gates get a budget of their own, on the states of the supervised solver, which stays as it is: a head
 of two layers each, a record of `GATE_PROBLEMS` problems, and up to `GATE_UPDATES` updates, of which validation problems
@@ -16,7 +18,7 @@ choose (`train_gates`). So a learned gate and confidence after the fact judge th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.loops.solver import Solver
+from benchmarks.loops.solver import RowSolver, Solver
 from benchmarks.loops.tasks import Problems, Task
-from ponder import LambdaHead, objectives, priors
+from ponder import LambdaHead, fit, objectives, priors
 from ponder.tasks import task_named
 
 __all__ = ["HEADS", "LEARNERS", "train", "train_gates"]
 
-LEARNERS = ("supervised", "pondernet", "act")
+LEARNERS = ("supervised", "pondernet", "act", "all-right")
 TRUNK = 5 / 6
 """Share of the updates that all learners have in common."""
 LEARNING_RATE = 2e-3
@@ -114,8 +116,14 @@ def train(task: Task, learner: str, seed: int, folder: Path) -> tuple[Solver, di
     trunk = folder / f"{task.name}-trunk-s{seed}.pt"
     seconds = _stage(model, "supervised", seed, (0, trunk_updates), trunk)
     own = folder / f"{task.name}-{learner}-s{seed}.pt"
-    more = _stage(model, learner, seed, (trunk_updates, task.updates), own)
-    facts |= {"updates": task.updates, "trunk_seconds": round(seconds, 1)}
+    last = task.updates
+    if learner != "supervised" and task.own_updates is not None:
+        last = trunk_updates + task.own_updates
+    if learner == "all-right":
+        more = _fit_all_right(model, seed, (trunk_updates, last), own)
+    else:
+        more = _stage(model, learner, seed, (trunk_updates, last), own)
+    facts |= {"updates": last, "trunk_seconds": round(seconds, 1)}
     return model.eval(), {**facts, "seconds": round(more, 1)}
 
 
@@ -152,6 +160,44 @@ def _stage(model: Solver, learner: str, seed: int, span: tuple[int, int], file: 
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "done": done, "seconds": spent}, file)
             print(f"{file.stem}: {done} of {stop}, loss {float(loss.detach()):.3f}", flush=True)
+    return spent
+
+
+class _Updates:
+    """The problems of the updates from one to another, anew at each iteration, as `ponder.fit` reads them."""
+
+    def __init__(self, task: Task, seed: int, span: tuple[int, int]) -> None:
+        self.task = task
+        self.numbers = [seed * 10_000_019 + update for update in range(*span)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in self.numbers:
+            problems = self.task.draw("train", self.task.batch_size, number)
+            yield problems.inputs, problems.labels
+
+
+def _fit_all_right(model: Solver, seed: int, span: tuple[int, int], file: Path) -> float:
+    """Train with the objective of HRM and TRM, and return the seconds of the processor; saved at the end."""
+    if file.exists():
+        saved = torch.load(file, weights_only=True)
+        model.load_state_dict(saved["model"])
+        return float(saved["seconds"])
+    clock = time.process_time()
+    updates = _Updates(model.task, seed, span)
+    rates = {"lr": LEARNING_RATE, "head_lr": None, "lambda_lr": None}
+    fit(
+        RowSolver(model),
+        updates,
+        epochs=1,
+        warmup=min(0.5, _RISE / len(updates)),
+        seed=seed,
+        **rates,
+    )
+    spent = time.process_time() - clock
+    torch.save({"model": model.state_dict(), "seconds": spent}, file)
     return spent
 
 
