@@ -41,7 +41,7 @@ class OneStep(Objective):
 
     Example:
         >>> objectives.OneStep(2).depth(num_steps=12)
-        Depth(warm_up=0, steps=2)
+        Depth(warm_up=0, steps=2, detached=False)
     """
 
     step: int
@@ -99,7 +99,7 @@ class RandomDepth(Objective):
     Example:
         >>> _ = torch.manual_seed(0)
         >>> objectives.RandomDepth(minimum=2, maximum=4, warm_up=8).depth(12)
-        Depth(warm_up=8, steps=2)
+        Depth(warm_up=8, steps=2, detached=False)
     """
 
     minimum: int = 1

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.loops import cli, measuring, report
 from benchmarks.loops.measuring import parts_of, replay_rows, run_positions, run_rows
-from benchmarks.loops.solver import Solver
+from benchmarks.loops.solver import RowSolver, Solver
 from benchmarks.loops.sudoku import Box, _count_solutions, draw_puzzles, relations_of, vary
 from benchmarks.loops.tasks import TASKS, Problems, Task
-from benchmarks.loops.training import HEADS, _loss_of_head, _states_of, train_gates
+from benchmarks.loops.training import HEADS, LEARNERS, _loss_of_head, _states_of, train_gates
 from ponder import LambdaHead, StepDistribution, objectives, policies
 from tests.benchmarks.test_others import invoke
 
@@ -58,7 +58,7 @@ def all_parts(task: Task) -> dict[str, measuring.Parts]:
     for head in heads.values():
         for weight in head.parameters():
             torch.nn.init.normal_(weight)
-    return parts_of(dict.fromkeys(("supervised", "pondernet", "act"), solver), heads)
+    return parts_of(dict.fromkeys(LEARNERS, solver), heads)
 
 
 @pytest.mark.parametrize("box", [Box(2, 2), Box(2, 3)], ids=str)
@@ -164,7 +164,7 @@ def test_loopbench_runs_reports_and_draws_in_its_smallest_size(tmp_path: Path) -
     (result,) = found["sudoku-4x4"]
     assert result["ways"]["all steps, supervised"]["test"]["same"] == 1.0
     assert len(result["by_step"]["act"]["solved"]) == 3
-    assert len(report.ranking(found)) == 10
+    assert len(report.ranking(found)) == 11
     assert "### Ranking" in invoke(cli.app, "report", "--out", tmp_path)
     report.draw_figure(tmp_path / "figure.svg", found)
     report.draw_sudoku(tmp_path / "sudoku.svg", found)
@@ -205,3 +205,20 @@ def test_gates_learn_on_states_that_stay_as_they_are(tmp_path: Path) -> None:
     for name, head in heads.items():
         for old, new in zip(head.parameters(), again[name].parameters(), strict=True):
             assert torch.equal(old, new)
+
+
+def test_whole_problems_halt_by_the_q_head_that_was_trained_in() -> None:
+    """The carried logit is that of the trained loop, and all positions of a problem halt together."""
+    task = small(TASKS["modular-sums"])
+    solver = solver_of(task)
+    problems = task.draw("test", 9, 0)
+    rule = policies.RightAnswer(0.6)
+    run = run_positions(all_parts(task)["all-right"], rule, problems, task.num_steps)
+    assert bool((run.steps == run.steps[:, :1]).all())
+    assert len(run.steps.unique()) > 1
+    trained = RowSolver(solver).eval()
+    trained.loop.policy = rule
+    with torch.no_grad():
+        out = trained(problems.inputs, problems.labels)
+    assert torch.equal(out.exit_step, run.steps)
+    assert torch.equal(out.outputs.argmax(-1), run.answers)
