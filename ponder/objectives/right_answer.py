@@ -65,19 +65,20 @@ class AllRight(Objective):
         halting = F.binary_cross_entropy_with_logits(logits, is_right, reduction="none")
         of_steps = unrolled.losses + self.weight * halting
         if self.exploration is not None:
-            of_steps = of_steps * self._counted(logits.detach())
+            of_steps = of_steps * _counted(logits.detach(), self.exploration)
         return of_steps.mean(-1)
 
-    def _counted(self, logits: Tensor) -> Tensor:
-        """Return which steps of each row count, `(batch, steps)` bool."""
-        rows, num_steps = logits.shape
-        steps = torch.arange(1, num_steps + 1, device=logits.device)
-        least = torch.randint(min(2, num_steps), num_steps + 1, (rows, 1), device=logits.device)
-        explores = torch.rand(rows, 1, device=logits.device) < self.exploration
-        least = torch.where(explores, least, 1)
-        halts = (logits > 0) & (steps >= least)
-        # A step counts unless the row has halted at one before it.
-        return halts.long().cumsum(-1) - halts.long() == 0
+
+def _counted(logits: Tensor, exploration: float) -> Tensor:
+    """Return which steps of each row count, `(batch, steps)` bool."""
+    rows, num_steps = logits.shape
+    steps = torch.arange(1, num_steps + 1, device=logits.device)
+    least = torch.randint(min(2, num_steps), num_steps + 1, (rows, 1), device=logits.device)
+    explores = torch.rand(rows, 1, device=logits.device) < exploration
+    least = torch.where(explores, least, 1)
+    halts = (logits > 0) & (steps >= least)
+    # A step counts unless the row has halted at one before it.
+    return halts.long().cumsum(-1) - halts.long() == 0
 
 
 def _is_right(unrolled: Unrolled) -> Tensor:
