@@ -187,14 +187,14 @@ def _fit_all_right(model: Solver, seed: int, span: tuple[int, int], file: Path) 
         return float(saved["seconds"])
     clock = time.process_time()
     updates = _Updates(model.task, seed, span)
-    rates = {"lr": LEARNING_RATE, "head_lr": None, "lambda_lr": None}
     fit(
         RowSolver(model),
         updates,
         epochs=1,
+        lr=LEARNING_RATE,
+        head_lr=None,
         warmup=min(0.5, _RISE / len(updates)),
         seed=seed,
-        **rates,
     )
     spent = time.process_time() - clock
     torch.save({"model": model.state_dict(), "seconds": spent}, file)

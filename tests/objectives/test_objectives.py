@@ -15,6 +15,7 @@ import ponder
 from ponder import StepDistribution, objectives, priors
 from ponder.errors import ArgumentError
 from ponder.objectives import Depth, Progress, Unrolled
+from ponder.objectives.right_answer import _counted
 from ponder.tasks import task_named
 from tests.matrices import oracles
 
@@ -263,9 +264,7 @@ def test_without_exploration_a_row_counts_up_to_its_halt() -> None:
     )
     every = objectives.AllRight(0.5)
     counted = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]] * 3)[:ROWS]
-    assert torch.equal(
-        objectives.AllRight(exploration=0.0)._counted(made.hazard_logits), counted > 0
-    )
+    assert torch.equal(_counted(made.hazard_logits, 0.0), counted > 0)
     found = objectives.AllRight(0.5, exploration=0.0).per_example(made)
     shorter = [
         every.per_example(
@@ -285,7 +284,7 @@ def test_without_exploration_a_row_counts_up_to_its_halt() -> None:
 def test_a_row_that_explores_goes_on_for_longer() -> None:
     torch.manual_seed(0)
     halting_at_once = torch.ones(4000, 4)
-    counted = objectives.AllRight(exploration=0.25)._counted(halting_at_once).sum(1)
+    counted = _counted(halting_at_once, 0.25).sum(1)
     shares = torch.bincount(counted, minlength=5)[1:] / 4000
     assert shares.tolist() == pytest.approx([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3], abs=0.03)
 
