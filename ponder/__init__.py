@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ponder.deploy import export as export
     from ponder.deploy.folders import open
     from ponder.distributions import StepDistribution
+    from ponder.ensembles import Ensemble
     from ponder.inference import StreamEngine, predict
     from ponder.model import readouts as readouts
     from ponder.model.capture import capture
@@ -38,6 +39,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Cascade": "cascade",
+    "Ensemble": "ensembles",
     "LambdaHead": "model.heads",
     "Live": "cascade",
     "Padding": "model.padding",
@@ -66,6 +68,7 @@ _MODULES = {"export": "deploy.export", "readouts": "model.readouts"}
 
 __all__ = [
     "Cascade",
+    "Ensemble",
     "LambdaHead",
     "Live",
     "Padding",

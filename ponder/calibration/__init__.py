@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
     from ponder.calibration.records import Record
-    from ponder.calibration.risks import Missed, Risk
+    from ponder.calibration.risks import Missed, Moved, Risk
     from ponder.calibration.sweeps import sweep
     from ponder.running.loop import Answers
 
@@ -24,6 +24,7 @@ _HOMES = {
     "Calibration": "calibrating",
     "Diagnosis": "diagnosing",
     "Missed": "risks",
+    "Moved": "risks",
     "Record": "records",
     "Risk": "risks",
     "RiskControl": "control",
@@ -40,6 +41,7 @@ __all__ = [
     "Calibration",
     "Diagnosis",
     "Missed",
+    "Moved",
     "Record",
     "Risk",
     "RiskControl",

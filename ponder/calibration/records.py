@@ -26,6 +26,13 @@ from ponder._utils.arrays import (
     on_host,
 )
 from ponder._utils.checks import check_type
+from ponder.calibration.votes import (
+    block_ends,
+    log_shares,
+    running_shares,
+    running_sums,
+    standard_error,
+)
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
 from ponder.running.loop import Answers, run
@@ -102,6 +109,54 @@ class Record:
     training: bool = False
     weights: str | None = None
     content_ids: bool = False
+
+    @classmethod
+    def from_votes(
+        cls, votes: Array, *, block: int = 1, num_classes: int | None = None, **fields: Any
+    ) -> Self:
+        """Return the record of votes that are counted one after the other.
+
+        Step n is the count after n blocks of members. Its outputs are the logarithms of the shares
+        of the classes, so that their softmax is the shares, and the most probable class the answer.
+
+        Args:
+            votes: The class that each member votes for, `(items, members)` integers from 0; or the
+                probabilities that each member gives, `(items, members, classes)`. In no order that
+                depends on the item: trees of a forest, samples, passes with dropout.
+            block: Members that are counted at once.
+            num_classes: Number of classes; by default the highest number among the votes, plus 1.
+            fields: Further fields of the record, such as `labels` or `row_ids` (by default the
+                position of each item).
+
+        Raises:
+            ArgumentError: Votes that are no class numbers, or no members.
+
+        Example:
+            >>> record = Record.from_votes([[0, 1, 1], [2, 2, 2]])
+            >>> np.exp(record.outputs[0]).round(2)
+            array([[1.  , 0.  , 0.  ],
+                   [0.5 , 0.5 , 0.  ],
+                   [0.33, 0.67, 0.  ]])
+        """
+        shares = running_shares(votes, block, num_classes)
+        row_ids = fields.pop("row_ids", np.arange(len(shares)))
+        return cls(log_shares(shares), None, row_ids, task="classification", **fields)
+
+    @classmethod
+    def from_values(cls, values: Array, *, block: int = 1, **fields: Any) -> Self:
+        """Return the record of numbers whose mean is the answer, such as those of a forest's trees.
+
+        Args:
+            values: The number that each member gives, `(items, members)`.
+            block: Members that are added at once.
+            fields: Further fields of the record.
+        """
+        sums = running_sums(values, block)
+        ends = block_ends(np.asarray(values).shape[1], block)
+        row_ids = fields.pop("row_ids", np.arange(len(sums)))
+        means = sums[..., :1] / ends[:, None]
+        features = standard_error(sums, ends)
+        return cls(means, None, row_ids, features=features, task="regression", **fields)
 
     def __post_init__(self) -> None:
         if not self._shapes_agree():

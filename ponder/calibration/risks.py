@@ -21,6 +21,7 @@ from ponder.policies.base import ExitPolicy, all_within
 
 __all__ = [
     "Missed",
+    "Moved",
     "OtherAnswers",
     "Ranking",
     "Risk",
@@ -87,6 +88,33 @@ _CHANGES = {
     "error_gap": "more wrong answers than {full_depth}",
     "error": "wrong answers",
 }
+
+
+@dataclass(frozen=True)
+class Moved(Risk):
+    """Numbers that differ by more than a tolerance from those of full depth.
+
+    Args:
+        tolerance: The greatest distance that counts as the same number, ≥ 0, in their unit.
+    """
+
+    tolerance: float
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name that certificates show."""
+        return f"moved by more than {self.tolerance:g}"
+
+    def losses(self, record: Record) -> Floats:
+        """Return 1 where any number of a row is too far from that of full depth."""
+        outputs = as_array(record.outputs).reshape(len(record), record.num_steps, -1)
+        distance = np.abs(outputs - outputs[:, -1:]).max(axis=-1)
+        too_far: Floats = 1.0 - (distance <= self.tolerance)
+        return too_far
+
+    def is_binary(self) -> bool:
+        """Return True: every loss is 0 or 1."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ponder.policies.certainty import Confidence, Energy, Entropy, Margin
 from ponder.policies.combine import All, Any_, Certified, FromStep
 from ponder.policies.counting import Converged, Patience, Voting
 from ponder.policies.halting import ACT, Bernoulli, Quantile, RightAnswer
+from ponder.policies.lead import Lead, StandardError
 from ponder.policies.topk import TopK
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "FixedStep",
     "FromStep",
     "LastStep",
+    "Lead",
     "Margin",
     "ModelSpec",
     "Patience",
@@ -39,6 +41,7 @@ __all__ = [
     "PolicyWrapper",
     "Quantile",
     "RightAnswer",
+    "StandardError",
     "StepView",
     "Threshold",
     "ThresholdPolicy",

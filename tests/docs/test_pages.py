@@ -17,7 +17,7 @@ import torch
 import typer.main
 
 from docs.extensions import tables
-from docs.extensions.pages import BLOCK, without_tables
+from docs.extensions.pages import BLOCK
 from ponder.advice import race
 from tests.docs.shown_code import Block, blocks, make_stand_ins, prose, run, run_page
 
@@ -158,11 +158,6 @@ def test_all_tables_are_shown_and_have_rows() -> None:
             assert len(drawn.splitlines()) > 2
 
 
-def test_every_page_stands_in_the_navigation_and_the_site_is_small() -> None:
+def test_every_page_stands_in_the_navigation() -> None:
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
-    assert len(listed) <= 27
-    words = sum(len(without_tables(page.read_text()).split()) for page in DOCS.glob("*.md"))
-    assert words <= 25_000, words
-    for page, most in (("README", 120), ("CHANGELOG", 120), ("CONTRIBUTING", 60)):
-        assert len((ROOT / f"{page}.md").read_text().splitlines()) <= most, page

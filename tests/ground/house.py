@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "inference": ("ponder/inference",),
     "training": ("ponder/training.py", "ponder/fitting"),
     "cascade": ("ponder/cascade",),
+    "ensembles": ("ponder/ensembles",),
     "deploy": ("ponder/deploy",),
     "cli": ("ponder/cli",),
     "integrations": ("integrations",),

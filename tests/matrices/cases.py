@@ -147,6 +147,7 @@ CASES: list[policies.ExitPolicy] = [
     policies.Entropy(0.7, normalize=True),
     policies.Confidence(0.7),
     policies.Margin(0.4),
+    policies.Lead(0.9),
     policies.Energy(0.8),
     policies.Voting(3),
     policies.Quantile(0.6) | policies.Patience(2, tolerance=0.5),
@@ -157,7 +158,7 @@ CASES: list[policies.ExitPolicy] = [
     Rising(1),
     Settled(1.2),
 ]
-RETIRING = {"certified", "stage-thresholds", "top-k"}
+RETIRING = {"certified", "stage-thresholds", "standard-error", "top-k"}
 """Registered names without a case: what is made by others, or decides on groups (`tests/rerank`)."""
 
 
@@ -175,6 +176,7 @@ def serves(policy: policies.ExitPolicy, task: str) -> bool:
         policies.Entropy,
         policies.Confidence,
         policies.Margin,
+        policies.Lead,
         policies.Energy,
         policies.Voting,
     )

@@ -309,6 +309,19 @@ def _sure(name: str, cell: list[float], spec: Spec) -> Answer:
     return above(statistics[name], spec["threshold"])
 
 
+def _leads(cell: list[float], n: int, total: int, spec: Spec) -> Answer:
+    """Whether the lead of one vote is sure: in standard errors, or greater than what remains."""
+    if n == total:
+        return False
+    p = sorted((math.exp(z) for z in log_softmax(cell)), reverse=True)
+    ahead = p[0] - p[1]
+    if abs(ahead * n - (total - n)) < 2e-4:
+        return None
+    if ahead * n > total - n:
+        return True
+    return above(ahead * math.sqrt(n / (1 - n / total)), spec["threshold"])
+
+
 def _prediction(task: str | None, cells: Cells) -> list[Any]:
     if task == "multilabel":
         return [z > 0 for z in cells[0]]
@@ -353,6 +366,11 @@ def _answers(spec: Spec, row: Spec) -> list[Answer]:
     steps = range(1, len(outputs) + 1)
     if name in ("confidence", "margin", "energy", "entropy"):
         return [_all([_sure(name, cell, spec) for cell in cells]) for cells in outputs]
+    if name == "lead":
+        leads = [
+            _all([_leads(cell, n, len(outputs), spec) for cell in outputs[n - 1]]) for n in steps
+        ]
+        return [*leads[:-1], False]
     if name in ("quantile", "bernoulli"):
         q = spec["q"] if name == "quantile" else uniform(spec["seed"], row["row_id"])
         return [above(total, q) for total in cdf(pmf(row["hazard_logits"]))]
