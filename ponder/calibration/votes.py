@@ -86,7 +86,8 @@ def _one_hot(votes: NDArray[Any], num_classes: int | None) -> Floats:
         num_classes = max(highest + 1, 2)
     if highest >= num_classes:
         raise _wrong_votes(f"class {highest} of {num_classes} classes")
-    return np.eye(num_classes, dtype=np.float32)[votes]
+    of_members: Floats = np.eye(num_classes, dtype=np.float32)[votes]
+    return of_members
 
 
 def _wrong_votes(got: str) -> ArgumentError:

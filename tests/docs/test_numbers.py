@@ -708,7 +708,7 @@ NO_RESULTS: dict[str, str] = {
         "0.7% 1% 18% 20% 30% 32 32 40% 40% 95 95 256 256 256 256 264 300 360 512 512 512 "
         "660 900 1,300"
     ),
-    "docs/architecture.md": "1 1 1 1 2 3 4 5 6 7 8 9 10 11 16 18 25 562 1,000 1000",
+    "docs/architecture.md": "1 1 1 1 2 3 4 5 6 7 8 9 10 11 16 18 26 562 1,000 1000",
     "docs/cascades.md": "0 0.7% 2% 2% 2% 2% 5% 18% 32 60% 60% 95% 1,000 1,000",
     "docs/certificates.md": "0 0 0 1 1 1 1 1 −1 2% 5% 5% 5% 95% 1,000 1,000 2021",
     "docs/exits.md": "0 1 1% 2 2% 3 20% 40% 40% 95% 299 750",
@@ -720,7 +720,7 @@ NO_RESULTS: dict[str, str] = {
     "docs/how-it-works.md": "1",
     "docs/index.md": "3.11 40",
     "docs/live.md": (
-        "0 0.8 0.9 2% 2% 2% 2% 5 5% 5% 5% 5% 5% 8 8 16 20% 21% 50 95% 500 750 1,200 2,400 "
+        "0 0.8 0.9 2% 2% 2% 2% 5 5% 5% 5% 5% 8 8 16 20% 21% 50 95% 500 750 1,200 2,400 "
         "2506.10908 2509.02896 2601.22446 12,000 20,000"
     ),
     "docs/loops.md": "40 1,000",
@@ -750,6 +750,7 @@ NO_RESULTS: dict[str, str] = {
     ),
     "docs/serve.md": "2% 5% 5% 20% 64 200 413 422 429 504 1,000 1,400 6,000",
     "docs/speed.md": "1 4 32 32 512",
+    "docs/votes.md": "1 2% 300 600",
 }
 """Numbers of each page that are no results, by size; a page that drops one drops it here, too.
 
