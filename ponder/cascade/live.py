@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from ponder import cascade
 from ponder._utils.checks import check_real, check_share
-from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.rows import listed
 from ponder.cascade.asking import Asker, Asking, ReferenceDownError, Reply
 from ponder.cascade.live_models import (
@@ -49,7 +48,7 @@ from ponder.cascade.live_rule import AuditRule, Outcome, Rule, Standing
 from ponder.cascade.live_store import Account, Lesson, Row, Store
 from ponder.errors import ArgumentError, PonderError
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
-from ponder.statistics.ledger import Ledger
+from ponder.statistics.ledger import Ledger, fair_coin
 
 __all__ = ["BudgetSpentError", "Live", "LiveAnswers", "Progress"]
 
@@ -205,8 +204,7 @@ class Live:
             self._learner = Learner(None, teach or cascade.Student.fit)
         self._progress = progress
         self.rule: Rule = rule or AuditRule()
-        # From the operating system: nobody can foresee a coin from earlier ones.
-        self._coin = coin or random.SystemRandom().random
+        self._coin = coin or fair_coin
         self._store = Store(path, Account(Ledger(confidence)))
         self._check_same_promise(path)
         self._names: dict[str, Any] = {}
@@ -224,17 +222,10 @@ class Live:
     def statement(self) -> str:
         """The promise on the answers given so far, in words."""
         account = self.account
-        answers = account.answers
-        bound = account.ledger.bound
-        if not answers:
+        if not account.answers:
             return "No answers yet."
-        share = rounded_up(100 * bound / answers, 2)
-        asked = f"{100 * account.asked / answers:.0f}"
-        sentences = [
-            f"Of {answers:,} answers at most {bound:,} ({share}%) differ from the reference's, "
-            f"with {rounded_down(100 * self.confidence)}% confidence; {asked}% were asked."
-        ]
-        return " ".join(sentences)
+        sentence = account.ledger.sentence(account.answers, "the reference's")
+        return f"{sentence}; {100 * account.asked / account.answers:.0f}% were asked."
 
     def answer(
         self, texts: Sequence[Any], *, ids: Sequence[Any] | None = None, finite: bool = False
@@ -502,8 +493,7 @@ class Live:
                 call.held[position] = probability
                 return None
             return deferred
-        audited = self._coin() < probability
-        account.ledger.answer(probability, audited=audited)
+        audited = account.ledger.throw(probability, self._coin)
         return Row(key, label, doubt, probability, audited)
 
     def _audit_probability(self, call: _Call, position: int, account: Account) -> float:

@@ -9,17 +9,15 @@ is a JSON file, which is written before an audit begins.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ponder._utils.checks import check_real, check_share
-from ponder._utils.rounding import rounded_down, rounded_up
 from ponder._utils.seals import read_sealed, write_sealed
 from ponder.errors import ArgumentError
-from ponder.statistics.ledger import Ledger
+from ponder.statistics.ledger import Ledger, fair_coin
 
 __all__ = ["ServedLedger"]
 
@@ -73,7 +71,7 @@ class ServedLedger:
         self._most_pending = pending
         self._left = 0
         self._lock = threading.RLock()
-        self._coin = coin or random.SystemRandom().random
+        self._coin = coin or fair_coin
         self._deferring = True
         if path is not None and path.exists():
             self._resume(path, confidence)
@@ -91,12 +89,8 @@ class ServedLedger:
         """The promise so far, in words."""
         if not self.answers:
             return "No answers yet."
-        share = rounded_up(100 * self.bound, 2)
-        confidence = rounded_down(100 * self.ledger.confidence)
-        return (
-            f"Of {self.answers:,} answers at most {self.ledger.bound:,} ({share}%) differ from "
-            f"full depth, with {confidence}% confidence; {self.ledger.audits:,} were audited."
-        )
+        sentence = self.ledger.sentence(self.answers, "full depth")
+        return f"{sentence}; {self.ledger.audits:,} were audited."
 
     def allows(self, rows: int) -> bool:
         """Return whether so many answers may be early, even if all differ; log a change."""
@@ -118,11 +112,8 @@ class ServedLedger:
         with self._lock:
             for place, each in enumerate(early):
                 self.answers += 1
-                if each:
-                    chosen = self._coin() < self.share
-                    self.ledger.answer(self.share, audited=chosen)
-                    if chosen:
-                        audited.append(place)
+                if each and self.ledger.throw(self.share, self._coin):
+                    audited.append(place)
             if audited:
                 self._write(closed=False)
         return audited

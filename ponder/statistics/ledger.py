@@ -45,7 +45,8 @@ audits (B-PAC, arXiv 2601.22446).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -53,8 +54,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import check_real, check_share
+from ponder._utils.rounding import rounded_down, rounded_up
 
-__all__ = ["Ledger", "rises_by_rate"]
+__all__ = ["Ledger", "fair_coin", "rises_by_rate"]
+
+fair_coin = random.SystemRandom().random
+"""Numbers in [0, 1) from the operating system: nobody can foresee them from earlier ones."""
 
 _RATES = np.geomspace(0.005, 1.2, 20)
 """The grid of a. The smallest rate serves audit probabilities from 0.5% up."""
@@ -135,6 +140,31 @@ class Ledger:
             self.missed_at_most += 1
         self._give_up(cost)
         self._tighten()
+
+    def throw(self, audit_probability: float, coin: Callable[[], float] = fair_coin) -> bool:
+        """Throw the coin of a cheap answer, note both, and return whether it is audited.
+
+        Args:
+            audit_probability: π, fixed before the coin is thrown, in (0, 1].
+            coin: Returns numbers in [0, 1).
+        """
+        audited = coin() < audit_probability
+        self.answer(audit_probability, audited=audited)
+        return audited
+
+    def sentence(self, answers: int, reference: str) -> str:
+        """Return the bound in words, without a full stop.
+
+        Args:
+            answers: Answers given so far, of which the ledger is about the cheap ones.
+            reference: What they are compared with.
+        """
+        share = rounded_up(100 * self.bound / answers, 2)
+        confidence = rounded_down(100 * self.confidence)
+        return (
+            f"Of {answers:,} answers at most {self.bound:,} ({share}%) differ from {reference}, "
+            f"with {confidence}% confidence"
+        )
 
     def settle(self, audit_probability: float, *, differs: bool) -> None:
         """Note the outcome of a pending audit.
