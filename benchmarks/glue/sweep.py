@@ -146,7 +146,7 @@ def suite_named(name: str) -> Suite:
 def sweep(
     cells: Sequence[Cell], out: Path, run: Run, say: Callable[[str], object] = print
 ) -> list[str]:
-    """Do the remaining runs of a sweep.
+    """Do the remaining runs of a sweep, all cells with the first seed, then all with the next.
 
     The points of a grid are in `<out>/grid`, the chosen ones with each seed in `out`, and the
     reasons for the choice in `<out>/chosen`. A run that fails is noted in `<out>/failed`, and the
@@ -156,12 +156,17 @@ def sweep(
         The keys of the runs that failed.
     """
     runs = _Runs(out, run, say)
+    finals: list[list[RunConfig]] = []
     for cell in cells:
         point: RunConfig | None = cell.points[0]
         if len(cell.points) > 1:
             point = runs.choose(cell)
         if point is not None:
-            for config in cell.finals(point):
+            finals.append(cell.finals(point))
+    # Seeds in the outer loop: whatever is there when a sweep is stopped is a whole table.
+    for of_seed in itertools.zip_longest(*finals):
+        for config in of_seed:
+            if config is not None:
                 runs.attempt(config, out)
     return runs.failed
 

@@ -27,6 +27,7 @@ __all__ = ["shared_from", "teach"]
 _CHUNK = 1024
 _BATCH = 64
 _LENGTH = 48
+_SAVE_EVERY = 16
 _RATE = 4e-4
 _LAST = 2.0
 _OTHERS = 0.4
@@ -82,6 +83,8 @@ def teach(
 ) -> float:
     """Make the encoder, write it with its tokenizer, and return the mean loss of the last updates.
 
+    The state of training is in `<out>/training.pt` every `_SAVE_EVERY` chunks, from where a killed call goes on.
+
     Args:
         teacher: A folder or hub name of a BERT.
         texts: Texts without labels.
@@ -97,6 +100,19 @@ def teach(
     rates = get_linear_schedule_with_warmup(optimizer, min(100, updates // 10), updates)
     draw = random.Random(0)
     losses = list[float]()
+    state = out / "training.pt"
+    stateful = {"student": student, "optimizer": optimizer, "rates": rates}
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        losses = saved["losses"]
+        draw.setstate(saved["draw"])
+        torch.set_rng_state(saved["torch"])
+        for _ in losses:
+            advance()
+    out.mkdir(parents=True, exist_ok=True)
+    chunks = 0
     while len(losses) < updates:
         chunk = sorted(
             draw.sample(texts, min(_CHUNK, len(texts))), key=len
@@ -120,8 +136,16 @@ def teach(
             rates.step()
             losses.append(loss.item())
             advance()
+        chunks += 1
+        if chunks % _SAVE_EVERY == 0:
+            states = {name: part.state_dict() for name, part in stateful.items()}
+            numbers = {"draw": draw.getstate(), "torch": torch.get_rng_state()}
+            beside = state.with_suffix(".new")
+            torch.save({**states, **numbers, "losses": losses}, beside)
+            beside.replace(state)
     student.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    state.unlink(missing_ok=True)
     last = losses[-max(1, updates // 20) :]
     return sum(last) / len(last)
 
