@@ -7,8 +7,6 @@ own trainer takes longer than all the rest.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ponder.integrations.transformers.adapters import EncoderAdapter, adapter_for
-from ponder.integrations.transformers.adapters import registry as adapters
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import (
     PonderForAudioClassification,
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from ponder.integrations.transformers.trainer import PonderTrainer
 
 __all__ = [
-    "EncoderAdapter",
     "ExitReport",
     "PonderConfig",
     "PonderForAudioClassification",
@@ -36,8 +33,6 @@ __all__ = [
     "PonderModel",
     "PonderPreTrainedModel",
     "PonderTrainer",
-    "adapter_for",
-    "adapters",
     "fit_exits",
 ]
 

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from ponder._utils.trees import Tree
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.adapter_contract import as_long, states_of
-from ponder.integrations.transformers.captured_adapter import CapturedAdapter, Select
+from ponder.integrations.transformers.adapter import Adapter, Select, as_long, states_of
 from ponder.integrations.transformers.families import PackedExample, frames_mask
 from ponder.model import readouts
 from ponder.model.capture import Captured
@@ -70,13 +69,13 @@ class OwnAnswer(nn.Module):
         return features[..., : self.labels]
 
 
-class FinetunedAdapter(CapturedAdapter):
+class FinetunedAdapter(Adapter):
     """A fine-tuned model, captured with its head; its one readout is ``"answer"``.
 
     Its features are the model's answer, as if the model had ended here, and the states of the first
     token and of the mean of the tokens, without the padding on either side; if there is an answer
     at each position, the state of the position. `select` is a function from the model's output to
-    its answer; the other arguments are as for `CapturedAdapter`.
+    its answer; the other arguments are as for `Adapter`.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class FinetunedAdapter(CapturedAdapter):
         super().__init__(model, num_steps, example)
 
     def learn(self) -> Captured:
-        """See `CapturedAdapter.learn`; states that early heads cannot read are refused."""
+        """See `Adapter.learn`; states that early heads cannot read are refused."""
         parts = super().learn()
         first = self.shapes["hidden"]
         last = self.shapes["last"]

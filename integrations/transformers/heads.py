@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ponder.integrations.transformers.adapter_contract import Adapter
-from ponder.integrations.transformers.adapters import adapter_for
+from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.config import PonderConfig
+from ponder.integrations.transformers.families import encoder_of
 from ponder.integrations.transformers.modeling import PonderPreTrainedModel
 from ponder.integrations.transformers.outputs import PonderModelOutput, span_labels
 from ponder.policies import ExitPolicy, LastStep
@@ -170,9 +170,9 @@ class PonderModel(PonderPreTrainedModel):
     def adapt(cls, whole: PreTrainedModel, config: PonderConfig) -> Adapter:
         """See `PonderPreTrainedModel.adapt`; of a fine-tuned model, the encoder is read."""
         if not config.finetuned:
-            return adapter_for(whole, config.num_steps, config.example)
+            return super().adapt(whole, config)
         base: Any = whole.base_model
-        adapter = adapter_for(base, config.num_steps, config.example)
+        adapter = Adapter(encoder_of(base), config.num_steps, config.example)
         config.readout = "mean"
         if whole.main_input_name == "input_ids":
             config.readout = "tokens"

@@ -21,8 +21,7 @@ from ponder import recipes
 from ponder._utils.checks import check_choice
 from ponder.calibration.records import Metric
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.adapter_contract import Adapter, AdapterStem
-from ponder.integrations.transformers.adapters import adapter_for
+from ponder.integrations.transformers.adapter import Adapter, AdapterStem
 from ponder.integrations.transformers.card import Evaluation, evaluate
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.families import PackedExample, encoder_of, pack
@@ -87,7 +86,7 @@ class PonderPreTrainedModel(SavedModel):
         config: The configuration; weights are random until they are loaded.
         encoder: An encoder or fine-tuned model. By default a new one is made from the
             configuration.
-        adapter: The adapter of the encoder. By default the one of its family.
+        adapter: The adapter of the encoder. By default the encoder is captured.
 
     Attributes:
         tokenizer: The tokenizer of `predict`, saved and loaded with the weights; None if there is
@@ -175,7 +174,7 @@ class PonderPreTrainedModel(SavedModel):
             return FinetunedAdapter(
                 whole, cls.answer, cls.per_position, config.num_steps, config.example
             )
-        return adapter_for(whole, config.num_steps, config.example)
+        return Adapter(encoder_of(whole), config.num_steps, config.example)
 
     def make_heads(self, recipe: Recipe, num_steps: int) -> tuple[nn.Module, nn.Module | None]:
         """Return the head and the Lambda head of a recipe; for a fine-tuned model, early heads."""
@@ -252,7 +251,7 @@ class PonderPreTrainedModel(SavedModel):
         encoder = encoder_of(load_whole(AutoModel, encoder, loading))
         check_saveable(encoder)
         packed = _packed(example)
-        adapter = adapter_for(encoder, None, packed)
+        adapter = Adapter(encoder, None, packed)
         known = [name for name in cls.readouts if adapter.has_readout(name)]
         if readout is None and known:
             readout = known[0]

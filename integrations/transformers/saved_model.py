@@ -23,8 +23,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ponder._utils.files import ABOUT, reading, replaced_folder
 from ponder._utils.seals import digest_of_path
 from ponder.errors import CheckpointError
-from ponder.integrations.transformers.adapter_contract import Adapter
-from ponder.integrations.transformers.captured_adapter import CapturedAdapter
+from ponder.integrations.transformers.adapter import Adapter
 from ponder.integrations.transformers.card import model_card, write_card
 from ponder.integrations.transformers.config import PonderConfig, changed_files
 from ponder.integrations.transformers.loading import check_has_weights, reading_from
@@ -134,9 +133,9 @@ class SavedModel(PreTrainedModel):
         return loaded
 
     def _capture_encoder(self) -> None:
-        """Capture the encoder now that it has its weights, if it has to be captured."""
+        """Capture the encoder now that it has its weights."""
         adapter = self.adapter
-        if isinstance(adapter, CapturedAdapter) and adapter.parts is None:
+        if adapter.parts is None:
             wrapper = self.ponder
             wrapper.steps = adapter.learn().steps
             wrapper.padding = adapter.padding()

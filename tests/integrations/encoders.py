@@ -66,7 +66,7 @@ CONFIGS = {
     "ast": lambda: ASTConfig(**_SIZES, max_length=24, num_mel_bins=16, patch_size=8),
 }
 TEXTS = ("albert", "bert", "mpnet", "distilbert")
-"""A shared step, two families with adapters of their own, and one that is captured."""
+"""A shared step, and three stacks: with token types, with a position bias, and with neither."""
 HEADS: dict[str, Any] = {
     "sequence": PonderForSequenceClassification,
     "token": PonderForTokenClassification,

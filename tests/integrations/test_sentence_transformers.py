@@ -79,7 +79,7 @@ def test_a_policy_is_honoured_and_pooling_comes_after_the_exit(
 ) -> None:
     exiting = with_exits(plain(tmp_path))
     rest = policies.Converged(tolerance=0.9, on="features")
-    exiting.encode(TEXTS, policy=rest)
+    exiting.encode(TEXTS, policy=rest, batch_size=batch_size)  # kinds of calls are learned first
     with rows_computed(list(exiting[0].model.encoder.encoder.layer)) as calls:
         rows = exiting.encode(TEXTS, policy=rest, batch_size=batch_size, output_value=None)
     exits = [int(row["exit_step"]) for row in rows]

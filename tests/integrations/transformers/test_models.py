@@ -13,7 +13,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from ponder import policies
 from ponder.integrations.transformers import PonderModel
-from ponder.policies import FixedStep, LastStep
+from ponder.policies import FixedStep
 from tests.compare import assert_same_answers, assert_same_weights
 from tests.integrations.encoders import (
     CASES,
@@ -191,8 +191,10 @@ def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
     batch = make_batch()
     model = PonderModel.from_encoder(encoder, "vanilla").eval()
     layers = encoder.encoder.albert_layer_groups if family == "albert" else encoder.encoder.layer
-    with torch.no_grad(), rows_computed(list(layers)) as calls:
-        found = model(**batch, policy=FixedStep(2)).pooler_output
+    with torch.no_grad():
+        model(**batch)  # the first call of its kind is read by further calls of the encoder
+        with rows_computed(list(layers)) as calls:
+            found = model(**batch, policy=FixedStep(2)).pooler_output
     assert sum(calls) == 12, "two steps of six rows"
     cut = copy.deepcopy(encoder)
     cut.config.num_hidden_layers = 2
@@ -200,21 +202,6 @@ def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
         cut.encoder.layer = cut.encoder.layer[:2]
     with torch.no_grad():
         assert_same_answers(found, cut(**batch).pooler_output)
-
-
-@pytest.mark.parametrize("readout", ["pooler", "mean", "first_token", "last_token"])
-def test_readouts_of_a_captured_encoder_are_those_of_an_adapter(readout: str) -> None:
-    encoder = make_encoder("bert")
-    batch = make_batch()
-    own = PonderModel.from_encoder(encoder, "vanilla", readout=readout).eval()
-    captured = PonderModel.from_encoder(encoder, "vanilla", readout=readout, example=batch).eval()
-    assert type(captured.adapter).__name__ == "CapturedAdapter"
-    with torch.no_grad():
-        for policy in (LastStep(), FixedStep(2), policies.Converged(tolerance=0.5)):
-            one = own(**batch, policy=policy)
-            other = captured(**batch, policy=policy)
-            assert torch.equal(one.exit_step, other.exit_step)
-            torch.testing.assert_close(one.pooler_output, other.pooler_output)
 
 
 class _ByRow(policies.ExitPolicy):

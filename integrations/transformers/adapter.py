@@ -1,4 +1,8 @@
-"""`CapturedAdapter`: an encoder of any family, read by watching a call of it (`ponder.capture`)."""
+"""`Adapter`: an encoder of any family as stem, steps and readouts, by watching a call of it.
+
+`ponder.capture` finds the layers and proves the parts on an example; the adapter adds what is of
+Transformers: example inputs, names of readouts and of inputs, and weights that come later.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,18 @@ import inspect
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from operator import methodcaller
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ponder._utils.modes import evaluating
-from ponder._utils.trees import Tree, unwrap
+from ponder._utils.trees import Tree, first_tensor, unwrap
 from ponder.errors import ArgumentError
-from ponder.integrations.transformers.adapter_contract import Adapter, states_of
 from ponder.integrations.transformers.families import (
     Arguments,
     PackedExample,
@@ -25,32 +30,50 @@ from ponder.integrations.transformers.families import (
     frames_mask,
     unpack,
 )
+from ponder.model import readouts
 from ponder.model.capture import Captured, capture
 from ponder.model.padding import Along, Padding
 from ponder.model.steps import Context, ContextDict, Steps
 
-__all__ = ["CapturedAdapter", "Select"]
+__all__ = ["READOUTS", "Adapter", "AdapterStem", "Select", "as_long", "states_of"]
 
 Select: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor | None]
 """A function from the output of a model of Transformers to one of its tensors, if it has that."""
+READOUTS: Mapping[str, Callable[..., Tensor]] = {
+    "mean": readouts.mean,
+    "first_token": readouts.first_token,
+    "last_token": readouts.last_token,
+    "tokens": readouts.identity,
+}
+"""How features are read from `last_hidden_state`; ``"pooler"`` is the pooler of the encoder."""
 _DIMENSIONS_READ: Mapping[str, tuple[int, ...]] = {"pooler": (2,), "mean": (3, 4)}
 """Dimensions of the outputs that a readout reads; 3 for readouts that are not named here."""
 
 
-class CapturedAdapter(Adapter):
-    """An encoder of any family, read by `ponder.capture`, which proves that its parts are right.
+class Adapter:
+    """An encoder of any family as the parts of a `PonderWrapper`, proved by `ponder.capture`.
 
-    If the weights are not loaded yet (Transformers loads into a model on the meta device), it is
-    captured by `learn`; until then only `num_steps` is known. An `example`, packed by
-    `families.pack`, is by default made up from the configuration.
+    It keeps its modules and weights; an adapter only calls them, and `AdapterStem` is the module
+    that registers them.
+
+    Args:
+        encoder: The bare encoder (`BertModel`, `ViTModel`, …). If its weights are not loaded yet
+            (Transformers loads into a model on the meta device), it is captured by `learn`; until
+            then only `num_steps` is known.
+        num_steps: N, if the encoder's weights are still to be loaded.
+        example: An example, packed by `families.pack`. By default one is made up from the
+            configuration.
+
+    Raises:
+        ArgumentError: The encoder cannot be captured; the message says why.
 
     Example:
-        >>> from ponder.integrations.transformers.adapters import adapter_for
-        >>> from transformers import DistilBertConfig, DistilBertModel
-        >>> config = DistilBertConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=24)
-        >>> adapter = adapter_for(DistilBertModel(config))
-        >>> type(adapter).__name__, adapter.steps().num_steps
-        ('CapturedAdapter', 3)
+        >>> adapter = Adapter(encoder)
+        >>> hidden, context = adapter.stem(**batch)
+        >>> hidden.shape, adapter.steps().num_steps
+        (torch.Size([5, 7, 16]), 4)
+        >>> adapter.features("tokens", hidden, context).shape
+        torch.Size([5, 7, 16])
     """
 
     selects: Mapping[str, Select] = MappingProxyType(
@@ -64,7 +87,7 @@ class CapturedAdapter(Adapter):
         num_steps: int | None = None,
         example: PackedExample | None = None,
     ) -> None:
-        super().__init__(encoder)
+        self.encoder: Any = encoder
         self.num_steps = num_steps or 0
         self.example = example
         self.parts: Captured | None = None
@@ -127,12 +150,15 @@ class CapturedAdapter(Adapter):
 
     @property
     def inputs(self) -> frozenset[str]:
-        """See `Adapter.inputs`."""
+        """Names of the parts of an encoding that the stem reads."""
         return self._accepted - {"labels", "start_positions", "end_positions"}
 
     @property
     def required(self) -> frozenset[str]:
-        """See `Adapter.required`: the inputs of the example but the mask and token types."""
+        """Names of inputs without which answers would be wrong: those of the example.
+
+        The main input, the mask and token types are left out.
+        """
         return self._example_inputs - {
             self.encoder.main_input_name,
             "attention_mask",
@@ -140,7 +166,11 @@ class CapturedAdapter(Adapter):
         }
 
     def stem(self, inputs: Tree, **named: Any) -> tuple[Tree, ContextDict]:
-        """See `Adapter.stem`; token types are dropped if the encoder takes none."""
+        """Return h_0 and the context of the steps, from the encoder's arguments.
+
+        The context has ``token_mask``, `(batch, length)` and 1 at real positions, if the call has
+        such a mask: readouts take it. Token types are dropped if the encoder takes none.
+        """
         if "token_type_ids" not in self._accepted:
             named.pop("token_type_ids", None)
         parts = self.parts or self.learn()
@@ -155,31 +185,51 @@ class CapturedAdapter(Adapter):
         return hidden, context
 
     def steps(self) -> Steps:
-        """See `Adapter.steps`; of weights that are not there yet, placeholders."""
+        """Return the layers as steps; placeholders if the weights are not there yet."""
         if self.parts is None:
             return Steps([_not_captured_yet] * self.num_steps)
         return self.parts.steps
 
     def has_readout(self, name: str) -> bool:
-        """See `Adapter.has_readout`; before the capture every encoder may have every readout."""
+        """Return whether the encoder has a readout; before the capture it may have every one."""
         if self.parts is None:
             return True
         dimensions = len(self.shapes.get(_field(name), ()))
         return dimensions in _DIMENSIONS_READ.get(name, (3,))
 
     def width(self, name: str) -> int:
-        """See `Adapter.width`."""
+        """Return the size of the features of a readout."""
         shape = self.shapes[_field(name)]
         if len(shape) == 4:  # a map of features, (batch, width, height, width of the map)
             return shape[1]
         return shape[-1]
 
     def output(self, field: str, hidden: Tree, context: Context) -> Tensor:
-        """See `Adapter.output`."""
+        """Return a selected output of the encoder, as if it ended with `hidden`."""
         return self._readouts[field](hidden, **context)
 
+    def features(self, name: str, hidden: Tree, context: Context) -> Tensor:
+        """Return the features of a hidden state: ``"pooler"``, or one of `READOUTS`."""
+        if name == "pooler":
+            return self.output("pooler_output", hidden, context)
+        tokens = self.output("last_hidden_state", hidden, context)
+        read = READOUTS[name]
+        if tokens.dim() == 4:  # a map of features, (batch, width, height, width of the map)
+            return tokens.mean((2, 3))
+        if name in ("first_token", "tokens"):  # they need no mask
+            return read(tokens)
+        mask = as_long(context.get("token_mask"), tokens.shape[1])
+        return read(tokens, attention_mask=mask)
+
+    def readout(self, name: str) -> Callable[..., Tensor]:
+        """Return `features` as a readout."""
+        return partial(self._read, name)
+
+    def _read(self, name: str, hidden: Tree, **context: Any) -> Tensor:
+        return self.features(name, hidden, context)
+
     def padding(self) -> Padding | None:
-        """See `Adapter.padding`."""
+        """Return the lengths of inputs and states; None if batches do not get narrower."""
         if self.parts is None or self.parts.padding is None:
             return None
         padding = self.parts.padding
@@ -197,6 +247,40 @@ class CapturedAdapter(Adapter):
         # A chain, and no copy: the stem adds lengths to its part for other kinds of calls.
         context: Any = ChainMap(lengths, padding.context)  # type: ignore[arg-type]
         return replace(padding, inputs=Along(fill=fill), context=context)
+
+
+class AdapterStem(nn.Module):
+    """The stem of an adapter as a module, so that a `PonderWrapper` registers the encoder.
+
+    Args:
+        adapter: The adapter.
+        whole: The model that the encoder is a part of, or the encoder itself.
+    """
+
+    def __init__(self, adapter: Adapter, whole: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = whole
+        self.adapter = adapter
+
+    def forward(self, inputs: Tree, **context: Any) -> tuple[Tree, ContextDict]:
+        """See `Adapter.stem`."""
+        return self.adapter.stem(inputs, **context)
+
+
+def states_of(hidden: Tree) -> Tensor:
+    """Return the hidden state of a step's state, which may have further parts."""
+    if isinstance(hidden, dict):
+        states: Tensor = hidden["hidden"]
+        return states
+    return first_tensor(hidden)
+
+
+def as_long(mask: Tensor | None, length: int) -> Tensor | None:
+    """Return a mask resized to `length`: audio encoders have fewer tokens than samples."""
+    if mask is None or mask.shape[1] == length:
+        return mask
+    places = torch.arange(length, device=mask.device) * mask.shape[1] // length
+    return mask[:, places]
 
 
 def _check_attention(encoder: PreTrainedModel) -> None:
