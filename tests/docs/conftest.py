@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ponder import objectives, policies, priors, recipes
-from ponder.integrations.transformers import adapters
 
 
 @pytest.fixture
@@ -26,7 +25,6 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
         priors.registry,
         objectives.registry,
         recipes.registry,
-        adapters,
     ]
     before = [copy.copy(registry._factories) for registry in registries]
     yield vars(main)
