@@ -69,7 +69,7 @@ class Adapter:
 
     Example:
         >>> adapter = Adapter(encoder)
-        >>> hidden, context = adapter.stem(**batch)
+        >>> hidden, context = adapter.stem(batch["input_ids"])
         >>> hidden.shape, adapter.steps().num_steps
         (torch.Size([5, 7, 16]), 4)
         >>> adapter.features("tokens", hidden, context).shape
