@@ -72,8 +72,8 @@ class Adapter:
         >>> hidden, context = adapter.stem(batch["input_ids"])
         >>> hidden.shape, adapter.steps().num_steps
         (torch.Size([5, 7, 16]), 4)
-        >>> adapter.features("tokens", hidden, context).shape
-        torch.Size([5, 7, 16])
+        >>> adapter.width("mean"), adapter.has_readout("pooler")
+        (16, True)
     """
 
     selects: Mapping[str, Select] = MappingProxyType(
