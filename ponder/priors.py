@@ -127,6 +127,22 @@ class Geometric(Prior):
                 high = rate
         return cls(rate)
 
+    def steps_holding(self, mass: float) -> int:
+        """Return the smallest N for which the steps 1..N hold this mass without a last one's rest.
+
+        That is 1 − (1 − r)^N ≥ mass: a number of steps for a shared step whose prior is chosen.
+
+        Args:
+            mass: In (0, 1).
+
+        Example:
+            >>> priors.Geometric(0.5).steps_holding(0.875)
+            3
+        """
+        check_share("mass", mass)
+        # Rounding may put the quotient of an exact N a little above it.
+        return max(1, math.ceil(math.log1p(-mass) / math.log1p(-self.rate) - 1e-9))
+
     def log_pmf(self, num_steps: int) -> Tensor:
         logit = math.log(self.rate) - math.log1p(-self.rate)
         logits = torch.full((num_steps,), logit, dtype=torch.float64)

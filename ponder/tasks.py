@@ -198,6 +198,30 @@ class Task(ABC):
         counted = xp.broadcast_to(counted, apart.shape)
         return _parts(apart, 1).sum(-1) / _parts(counted, 1).sum(-1)
 
+    def mean_outputs(self, outputs: Tensor, log_pmf: Tensor) -> Tensor:
+        """Return the mean answer Σ_n p_n y_n of outputs `(batch, steps, …)`, `(batch, …)`.
+
+        Numbers are averaged; of class logits the probabilities are, and the result is their
+        logarithm, so that it is read like the outputs of a step.
+
+        Args:
+            outputs: Outputs of every step.
+            log_pmf: Logarithms of the weights p, `(batch, steps)`.
+        """
+        weights = log_pmf.reshape(*log_pmf.shape, *[1] * (outputs.ndim - 2))
+        if self.classes:
+            log_mean: Tensor = (weights + at_least_float32(outputs).log_softmax(-1)).logsumexp(1)
+            return log_mean
+        if self.numbers:
+            mean: Tensor = (weights.exp() * at_least_float32(outputs)).sum(1)
+            return mean
+        raise ArgumentError(
+            "answer",
+            expected="a task of classes or numbers, whose answers have a mean",
+            got=f"the task {self.name!r}",
+            remedy="Use answer='exit'.",
+        )
+
     def agreement(self, outputs: Array, mask: Mask = None) -> Array:
         """Return whether the prediction of each step is that of the last, `(batch, steps)` bool."""
         predicted = self.predictions(outputs)

@@ -43,6 +43,23 @@ class Trajectory(Record):
             )
         return StepDistribution.from_hazard_logits(self.hazard_logits)
 
+    @property
+    def expected(self) -> Tensor:
+        """The mean answer Σ_n p(n|x) y_n under the halting distribution, `(batch, …)`.
+
+        Of classes the probabilities are averaged, and their logarithm is returned.
+
+        Example:
+            >>> scores = torch.tensor([[[0.0, 2.0], [2.0, 0.0]]])
+            >>> Trajectory(scores, torch.zeros(1, 2), torch.arange(1)).expected.softmax(-1)
+            tensor([[0.5000, 0.5000]])
+        """
+        outputs = torch.as_tensor(self.outputs)
+        mean = self.meaning.mean_outputs(outputs, self.halting.log_pmf)
+        if self.mask is not None and self.meaning.per_position:
+            mean = mean.masked_fill(~self.mask.unsqueeze(-1), self.meaning.blank)
+        return mean
+
     def sweep(self, policies: Any, grid: Any = None, **options: Any) -> Curve:
         """Try every value of a threshold; see `ponder.calibration.sweep`.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ponder import recipes
-from ponder._utils.checks import check_int, check_type
+from ponder._utils.checks import check_choice, check_int, check_type
 from ponder._utils.seals import digest_of_tensors
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
@@ -266,6 +266,7 @@ class PonderWrapper(nn.Module):
         row_ids: Tensor | None = None,
         policy_context: Mapping[str, Tensor] | None = None,
         num_steps: int | None = None,
+        answer: Literal["exit", "expected"] = "exit",
         **context: Any,
     ) -> PonderOutput:
         """Run every step in train mode, and each row to its exit in eval mode.
@@ -281,6 +282,8 @@ class PonderWrapper(nn.Module):
             policy_context: Values of each row that only policies read (a budget, say), by name,
                 `(batch, …)` each.
             num_steps: Number of steps; one shared step may run for more or fewer than in training.
+            answer: In eval mode ``"exit"`` is the output at each row's exit, and ``"expected"`` the
+                mean answer Σ_n p(n|x) y_n (`Trajectory.expected`), for which all steps are run.
             context: Passed to the stem and to every step. Tensors are per example, batch first,
                 unless wrapped in `ponder.Shared`.
 
@@ -289,7 +292,10 @@ class PonderWrapper(nn.Module):
         """
         if inputs is None or more:
             inputs, context = self._by_name(inputs, more, context)
+        check_choice("answer", answer, ("exit", "expected"))
         call = {"row_ids": row_ids, "policy_context": policy_context, **context}
+        if not self.training and answer == "expected":
+            return self._expect(inputs, num_steps, labels, call)
         if not self.training:
             return self._answer(inputs, policy, num_steps, labels, call)
         if policy is not None:
@@ -326,6 +332,24 @@ class PonderWrapper(nn.Module):
             labels = task.check(exits.outputs, labels)
             loss = task.mean_loss(task.losses(exits.outputs, labels), labels)
         return PonderOutput(exits.outputs, exits.exit_step, loss=loss)
+
+    def _expect(
+        self,
+        inputs: Tree,
+        num_steps: int | None,
+        labels: Tensor | None,
+        call: Mapping[str, Any],
+    ) -> PonderOutput:
+        """Run all steps, and return the mean answer of each row, with the task's loss of it."""
+        trajectory = self.unroll(inputs, num_steps=num_steps, labels=labels, **call)
+        outputs = trajectory.expected
+        loss = None
+        if labels is not None:
+            task = trajectory.meaning
+            checked = task.inside(torch.as_tensor(trajectory.labels), trajectory.mask)
+            loss = task.mean_loss(task.losses(outputs, checked), checked)
+        last = torch.full_like(trajectory.row_ids, self.depth(num_steps))
+        return PonderOutput(outputs, last, loss=loss)
 
     def start(
         self,

@@ -414,6 +414,38 @@ def test_the_models_loss_is_the_mean_over_labelled_rows(
         assert fewer.loss.item() == pytest.approx(each[1::2].mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("task", ["classification", "regression", "token_classification"])
+def test_the_mean_answer_equals_the_oracle_in_a_run_and_on_a_record(task: str) -> None:
+    made = build(cases.KIND_OF_TASK[task], task)
+    labels = labels_for(task, toys.ROWS)
+    model = made.model.eval()
+    out = model(made.inputs, labels=labels, answer="expected", **made.context)
+    trajectory = model.unroll(made.inputs, **made.context)
+    torch.testing.assert_close(trajectory.expected, out.outputs)
+    assert out.exit_step.tolist() == [toys.STEPS] * toys.ROWS
+    rule = tasks.task_named(task)
+    assert out.loss.item() == pytest.approx(rule.losses(out.outputs, labels).mean().item())
+    for i in range(toys.ROWS):
+        p = oracles.pmf(trajectory.hazard_logits[i].tolist())
+        steps = trajectory.outputs[i]
+        if task != "regression":
+            steps = steps.softmax(-1)
+        expected = torch.tensor(oracles.mean_output(steps.tolist(), p), dtype=steps.dtype)
+        found = out.outputs[i]
+        if task != "regression":
+            found = found.exp()
+        if trajectory.mask is not None:
+            found = found[trajectory.mask[i]]
+            expected = expected[trajectory.mask[i]]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_sets_of_labels_have_no_mean_answer() -> None:
+    made = build(cases.KIND_OF_TASK["multilabel"], "multilabel")
+    with pytest.raises(ArgumentError, match="classes or numbers"):
+        made.model.eval()(made.inputs, answer="expected", **made.context)
+
+
 def test_objectives_add_up_and_say_what_they_need() -> None:
     a = objectives.Ponder(0.5)
     b = objectives.Distillation(teacher="frozen")

@@ -112,3 +112,11 @@ def test_a_learned_prior_learns_with_the_model_and_goes_with_it() -> None:
     first = [each(4).pmf.detach()[0].item() for each in copies]
     assert first[0] == first[1] > 0.9
     assert first[2] == pytest.approx(0.3)  # hyper-parameters alone
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("mass", [0.1, 0.5, 0.75, 0.875, 0.99])
+def test_the_smallest_number_of_steps_that_holds_a_mass(rate: float, mass: float) -> None:
+    found = priors.Geometric(rate).steps_holding(mass)
+    assert 1 - (1 - rate) ** found >= mass - 1e-9
+    assert found == 1 or 1 - (1 - rate) ** (found - 1) < mass
