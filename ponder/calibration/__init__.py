@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ponder.calibration import cost
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.cascades import certify_cascade
+    from ponder.calibration.certify_steps import certify_steps
     from ponder.calibration.certifying import certify
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
@@ -31,6 +32,7 @@ _HOMES = {
     "calibrate": "calibrating",
     "certify": "certifying",
     "certify_cascade": "cascades",
+    "certify_steps": "certify_steps",
     "control_risk": "control",
     "diagnose": "diagnosing",
     "sweep": "sweeps",
@@ -48,6 +50,7 @@ __all__ = [
     "calibrate",
     "certify",
     "certify_cascade",
+    "certify_steps",
     "control_risk",
     "cost",
     "diagnose",

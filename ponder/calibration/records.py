@@ -26,6 +26,8 @@ from ponder._utils.arrays import (
     on_host,
 )
 from ponder._utils.checks import check_type
+from ponder._utils.rows import content_ids
+from ponder.calibration.tables import read_steps
 from ponder.calibration.votes import (
     block_ends,
     log_shares,
@@ -157,6 +159,24 @@ class Record:
         means = sums[..., :1] / ends[:, None]
         features = standard_error(sums, ends)
         return cls(means, None, row_ids, features=features, task="regression", **fields)
+
+    @classmethod
+    def from_table(cls, table: Any, **columns: str) -> Self:
+        """Return the record of intermediate answers, such as reasoning traces.
+
+        Args:
+            table: Mappings from names of columns to values, a line each; or a DataFrame. A line is
+                an `item`, the number of a `step` from 1, the `answer` if one stopped there, and, if
+                known, a `confidence` in [0, 1], which `policies.RightAnswer` reads.
+            columns: Names of these columns, if they are others: ``item="question"``.
+
+        Raises:
+            ArgumentError: A missing step, two answers of one step, or a confidence outside [0, 1];
+                the error names the line.
+        """
+        steps = read_steps(table, **columns)
+        ids = np.array(content_ids([repr(item) for item in steps.items]))
+        return cls(steps.outputs, steps.hazard_logits, ids, task="classification")
 
     def __post_init__(self) -> None:
         if not self._shapes_agree():
