@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import (
@@ -60,7 +59,7 @@ class Members(ABC):
         return log_shares(sums / taken)
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of the members; None for functions, which cannot be compared."""
+        """Return the SHA-256 of the members; None if they cannot be compared, as functions."""
         return None
 
 
@@ -174,8 +173,11 @@ class Estimators(Members):
                 total[np.arange(len(rows)), estimator.predict(seen).astype(int)] += 1.0
         return total
 
-    def digest(self) -> str:
-        return str(joblib.hash(self._estimators))
+    def digest(self) -> str | None:
+        """Return the SHA-256 of trees; None if members are other classifiers."""
+        if all(hasattr(each, "tree_") for each in self._estimators):
+            return _digest_of_trees(self._estimators)
+        return None
 
 
 class Sampler(Members):

@@ -37,6 +37,7 @@ MODULES |= {"markupsafe": "jinja2"}
 """Distributions of modules that have another name, or that come with another distribution."""
 WANTS = {
     "ponder/cascade": {"cascade", "cli"},
+    "ponder/ensembles": {"cascade"},
     "ponder/deploy": {"cli", "serve"},
     "ponder/cli": {"cli", "serve"},
     "ponder/advice": {"cli"},
