@@ -101,7 +101,6 @@ def advise(
     disagreement: float = LEVEL,
     confidence: float = CONFIDENCE,
     within: float | None = None,
-    deep: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Advice:
@@ -120,14 +119,13 @@ def advise(
         confidence: Probability with which all promises hold, in (0, 1).
         within: Seconds: take the most faithful way whose 95th percentile for a text by itself is
             below.
-        deep: Also teach a model of half the layers, which takes minutes.
         seed: Seed of the split.
         progress: Called with a phase, the number of its parts that are done, and of all.
 
     Raises:
         ArgumentError: Fewer than 50 different texts, labels that the model lacks, or no classifier.
     """
-    settings = Settings(disagreement, confidence, within, deep, seed)
+    settings = Settings(disagreement, confidence, within, seed)
     report = progress or _silent
     folder = Path(tempfile.mkdtemp(prefix="ponder-advise-"))
     try:
@@ -205,7 +203,6 @@ def _choose(race: Race) -> _Choice:
     best = max(faster, key=lambda way: way.speed_up[0])
     explanations = {
         "best fixed step": ", which is the model cut there",
-        "half the layers": ", a smaller model",
         "int8": ", without exits",
     }
     explanation = explanations.get(best.name, "")

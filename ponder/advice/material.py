@@ -18,7 +18,7 @@ from ponder.cascade.stages import classes_of
 from ponder.integrations.transformers import PonderForSequenceClassification
 from ponder.integrations.transformers.exits import Progress, teach_heads
 from ponder.integrations.transformers.reading import read_fine_tuned
-from ponder.integrations.transformers.texts import Encoding, max_positions, tokenize
+from ponder.integrations.transformers.texts import max_positions, tokenize
 from ponder.trajectory import Trajectory
 
 __all__ = ["Material", "Progress"]
@@ -34,7 +34,6 @@ class Material:
         distinct: Number of different texts.
         truncated: Number of texts that are longer than the model takes.
         teaching: Texts that teach, each once.
-        teaching_rows: The same, tokenised.
         taught: The full-depth run over them.
         taught_texts: The same, repeats included.
         others: Texts that choose and certify.
@@ -51,7 +50,6 @@ class Material:
     distinct: int
     truncated: int
     teaching: list[Text]
-    teaching_rows: list[Encoding]
     taught: Trajectory
     taught_texts: list[Text]
     others: list[Text]
@@ -108,7 +106,6 @@ class Material:
             distinct=sides.distinct,
             truncated=encoded.truncated,
             teaching=[texts[n] for n in teaching],
-            teaching_rows=[encoded.rows[n] for n in teaching],
             taught=sides.taught,
             taught_texts=[texts[n] for n in sides.taught_rows],
             others=[texts[n] for n in others],

@@ -34,7 +34,7 @@ WAYS = (
     "int8 cascade",
     "int8 cascade + exits",
 )
-"""The ways that are certified, besides a model cut to half its layers."""
+"""The ways that are certified."""
 COSTS = (0.03, 1.0)
 """Costs of a student and of a model, whose seconds differ by 20 times or more."""
 
@@ -57,7 +57,7 @@ class Recorded:
         exits: Logits at each step, `(texts, steps, classes)`; those of the last step are the
             answers of the model as it is.
         student: Log-probabilities of the student, `(texts, classes)`.
-        int8: Logits of the int8 model, as `exits`; or of another model in place of the whole.
+        int8: Logits of the int8 model, as `exits`.
         seed: Seed of the split.
         weights: Digest of the weights that gave `exits`.
     """

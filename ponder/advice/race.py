@@ -21,7 +21,6 @@ from torch import nn
 
 from ponder._utils.rows import Text, one_line
 from ponder.advice import timing
-from ponder.advice.halving import teach_half
 from ponder.advice.material import Material
 from ponder.advice.promises import COSTS, WAYS, Promise, promise
 from ponder.advice.ways import BlindMix, ModelWithExits, PlainModel, PolicyModel, Way, WayModel
@@ -33,7 +32,6 @@ from ponder.deploy import int8
 from ponder.deploy.exporting import onnx
 from ponder.deploy.runtime import OnnxModel
 from ponder.integrations.transformers.exits import Progress
-from ponder.integrations.transformers.reading import PlainClassifier, read_classifier
 from ponder.policies import FixedStep, LastStep
 
 __all__ = ["Race", "Settings"]
@@ -56,20 +54,18 @@ class Settings:
         level: Upper limit of the disagreement.
         confidence: Probability with which all promises hold together.
         within: Limit of the seconds of a single text, or None.
-        deep: Whether a model of half the layers takes part.
         seed: Seed of the samples that are timed.
     """
 
     level: float
     confidence: float
     within: float | None
-    deep: bool
     seed: int
 
     @property
     def confidence_of_each(self) -> float:
         """The confidence of one promise, by the union bound over all certified ways."""
-        return 1.0 - (1.0 - self.confidence) / (len(WAYS) + self.deep)
+        return 1.0 - (1.0 - self.confidence) / len(WAYS)
 
 
 class Race:
@@ -124,8 +120,6 @@ class Race:
         if self.student is not None:
             self._add_blind_mix(plain, self.student, size)
         self._int8()
-        if self.settings.deep:
-            self._add_half()
 
     def _time(self) -> None:
         """Time all ways in turn, round by round."""
@@ -329,24 +323,6 @@ class Race:
                 made = Promise(cut.policy, False, answers, np.full(len(answers), step))
                 self._add(f"int8, step {step}", cut, made, size)
             return
-
-    def _add_half(self) -> None:
-        """Add a model of half the layers, if the model can be cut."""
-        encoder = teach_half(self.material, self.progress)
-        if encoder is None:
-            return
-        folder = self.folder / "half"
-        tokenizer = self.material.model.tokenizer
-        assert tokenizer is not None  # it is a classifier of texts
-        PlainClassifier(encoder, tokenizer).save_pretrained(folder)
-        half = read_classifier(folder)
-        outputs = PlainModel(half, LastStep()).predict(self.material.others).outputs.numpy()
-        # It is certified as int8 is: a model in place of the whole, with one step.
-        in_its_place = replace(self.recorded, int8=outputs[:, None])
-        settings = self.settings
-        made = promise(in_its_place, "int8", settings.level, settings.confidence_of_each)
-        model = PlainModel(half, made.policy)
-        self._add("half the layers", model, made, _megabytes(half.encoder))
 
     def _sample(self) -> list[Text]:
         """Return certifying texts to be timed.

@@ -60,10 +60,6 @@ def advise(
             metavar="TIME",
         ),
     ] = None,
-    deep: Annotated[
-        bool,
-        typer.Option("--deep", help="Also teach a model of half the layers, which takes minutes."),
-    ] = False,
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     json: Json = False,
@@ -77,7 +73,6 @@ def advise(
         "disagreement": disagreement,
         "confidence": confidence,
         "within": within,
-        "deep": deep,
         "seed": seed,
     }
     command_module("advise").run(model, texts, out, reading, options, as_json=json)

@@ -259,7 +259,7 @@ def serve(
         typer.Option(help="The folder whose full depth was promised, that before --int8 say."),
     ] = None,
 ) -> None:
-    """Answer texts over HTTP: /predict (or /rank and /rerank), /health, /metrics and /docs.
+    """Answer texts over HTTP: /predict (or /rank), /health, /metrics and /docs.
 
     Example: `ponder serve exits --port 8000`
     """

@@ -35,7 +35,6 @@ from ponder.deploy.server_http import (
     new_app,
     too_many_wait,
 )
-from ponder.deploy.tracing import add_event
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
@@ -113,8 +112,6 @@ class Service:
                 answers = await self._answers(texts, policy, deferred)
         finally:
             self.waiting -= len(texts)
-        if deferred:
-            add_event("deferral", texts=len(texts))
         audited: list[int] = []
         if ledger is not None:
             audited = self._note(ledger, answers, deferred)
@@ -218,7 +215,6 @@ def create_app(
         request.state.note = f"texts={len(steps)} exit_step={sum(steps) / len(steps):.2f}"
         for step in steps:
             service.metrics.exit_step.observe(step)
-        add_event("exit", texts=len(steps), mean_exit_step=sum(steps) / len(steps))
         answer = {
             "labels": [
                 None if share is None else label
@@ -231,8 +227,6 @@ def create_app(
         later = BackgroundTasks()
         for place in answered.audited:
             later.add_task(service.audit, body.texts[place], labels[place])
-        if answered.audited:
-            add_event("audit", texts=len(answered.audited))
         return JSONResponse(answer, background=later)
 
     @app.get("/health")

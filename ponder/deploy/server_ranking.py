@@ -1,7 +1,6 @@
 """`create_rank_app`: a folder that ranks behind HTTP (needs `pip install 'ponder-torch[serve]'`).
 
-`POST /rank` orders the candidates of a query; `POST /rerank` does so in the format of Text
-Embeddings Inference. Queries are ranked one after the other on one thread.
+`POST /rank` orders the candidates of a query. Queries are ranked one after the other on one thread.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ponder.calibration.statement import in_words
 from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_http import Limits, has_half_a_character, new_app, too_many_wait
 
-__all__ = ["RankRequest", "RerankRequest", "create_rank_app"]
+__all__ = ["RankRequest", "create_rank_app"]
 
 
 class RankRequest(BaseModel):
@@ -38,16 +37,6 @@ class RankRequest(BaseModel):
     )
     top_k: int | None = Field(None, ge=1)
     within: float | None = Field(None, gt=0, description="Seconds that the answer may take.")
-
-
-class RerankRequest(BaseModel):
-    """A request of `POST /rerank`, in the shape of Text Embeddings Inference."""
-
-    query: str
-    texts: list[str] = Field(min_length=1)
-    raw_scores: bool = Field(False, description="Accepted; scores are those of the model.")
-    return_text: bool = False
-    truncate: bool = Field(True, description="Accepted; long texts are always cut.")
 
 
 def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
@@ -68,21 +57,6 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
         found = await ranking.order(pool, body.top_k, body.within)
         shown = [{**one, "score": _finite(one["score"])} for one in found]
         return JSONResponse({"ranking": shown, "num_steps": ranker.num_steps})
-
-    @app.post("/rerank")
-    async def rerank(body: RerankRequest) -> Response:
-        """Order texts, the best first, in the format of Text Embeddings Inference."""
-        if ranker.first_stage:
-            raise HTTPException(
-                422,
-                "texts: this model ranks by first-stage scores too, for which this format has no "
-                "field. Use POST /rank.",
-            )
-        found = await ranking.order(Pool(body.query, body.texts), len(body.texts), None)
-        shown = [{"index": one["corpus_id"], "score": _finite(one["score"])} for one in found]
-        if body.return_text:
-            shown = [{**one, "text": body.texts[one["index"]]} for one in shown]
-        return JSONResponse(shown)
 
     @app.get("/health")
     @app.get("/healthz")

@@ -32,7 +32,7 @@ from tests.integrations.encoders import make_plain, make_tokenizer, some_texts
 def advice(folders: Folders) -> Advice:
     """A race of all ways; it exports a model, which takes seconds."""
     labels = [NAMES[n % 3] for n in range(700)]
-    return ponder.advise(folders.model, some_texts(700), labels, disagreement=0.2, deep=True)
+    return ponder.advise(folders.model, some_texts(700), labels, disagreement=0.2)
 
 
 def printed(advice: Advice) -> str:
@@ -59,7 +59,7 @@ def by_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_in_the_table_of_80_columns(advice: Advice) -> None:
     names = [way.name for way in advice.ways]
     assert names[0] == "as it is"
-    assert {*WAYS, "blind mix", "half the layers"} - set(names) <= {
+    assert {*WAYS, "blind mix"} - set(names) <= {
         "cascade + exits",
         "int8 cascade + exits",
     }

@@ -440,27 +440,4 @@ def test_queries_have_a_limit_of_documents_and_what_is_left_of_the_deadline() ->
         half = json.dumps({"query": "q", "documents": ["\ud83d"]})
         broken = client.post("/rank", content=half, headers=JSON)
         assert broken.status_code == 422
-        texts = {"query": "q", "texts": ["a", "ccc"], "return_text": True, "raw_scores": True}
-        assert client.post("/rerank", json=texts).json() == [
-            {"index": 1, "score": 3.0, "text": "ccc"},
-            {"index": 0, "score": 1.0, "text": "a"},
-        ]
         assert client.get("/health").json()["status"] == "ok"
-        ranker.first_stage = True
-        assert "Use POST /rank." in client.post("/rerank", json=texts).json()["detail"]
-
-
-def test_exits_deferrals_and_audits_are_events_of_the_span(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events = list[tuple[str, Any]]()
-    span = SimpleNamespace(add_event=lambda name, attributes: events.append((name, attributes)))
-    monkeypatch.setattr("opentelemetry.trace.get_current_span", lambda: span)
-    ledger = ServedLedger(0.05, 0.95, 1.0)
-    with TestClient(create_app(model, Limits(), ledger)) as client:
-        for _ in range(38):
-            ask(client, "a")
-    full_depth = ("ponder.exit", {"texts": 4, "mean_exit_step": 4.0})
-    early = ("ponder.exit", {"texts": 4, "mean_exit_step": 2.0})
-    assert events[:2] == [("ponder.deferral", {"texts": 4}), full_depth]
-    assert events[-2:] == [early, ("ponder.audit", {"texts": 4})]
