@@ -122,6 +122,8 @@ def capture(module: nn.Module, example: Example, *, layers: str | None = None) -
         except Exception as error:  # code of the module's own, which takes no earlier layer's state
             refused.append(refusal(f"{type(error).__name__}: {error}"))
         else:
+            if layers is None:
+                _check_no_stages(module, order)
             return Captured(
                 stem=stem,
                 steps=_steps_of(stem),
@@ -161,6 +163,29 @@ def _check_rows(arguments: Arguments) -> None:
         raise ArgumentError(
             "example", expected="two different rows or more, batch first", got=rows, remedy=cure
         )
+
+
+def _check_no_stages(module: nn.Module, order: Sequence[str]) -> None:
+    """Refuse the layers of one of several stages, as in a ResNet: the others would not be steps."""
+    path = order[0].rpartition(".")[0]
+    if any(not name.startswith(f"{path}.") for name in order):
+        return
+    while path:
+        stage = path
+        path = path.rpartition(".")[0]
+        container = module.get_submodule(path)
+        is_stage = isinstance(container, nn.ModuleList | nn.Sequential)
+        if (
+            is_stage
+            and [type(child) for child in container].count(type(module.get_submodule(stage))) > 1
+        ):
+            got = f"layers inside of stages, {path}.0, {path}.1 …, whose states differ in shape"
+            own = order[0].rpartition(".")[0]
+            raise refusal(
+                got,
+                f"Pass layers={own!r} for the layers of one stage, after which rows may exit; or "
+                "write the steps, and a readout that pools their states to one width.",
+            )
 
 
 def _steps_of(stem: CapturedStem) -> Steps:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 from transformers.utils import logging
 
 from ponder._utils.trees import take_rows, unwrap
@@ -26,15 +26,18 @@ REFUSED = {
     "convnext": "differ in shape",
     "deberta-v2 (with a convolution)": "code of its own between",
     "flaubert": "code of its own between",
+    "hiera": "layers inside of stages",
     "pvt": "hand on numbers",
     "resnet": "differ in shape",
+    "swin": "layers inside of stages",
+    "swinv2": "layers inside of stages",
     "vit_mae": "random numbers",
     "wavlm": "without the batch first",
     "xlm": "code of its own between",
     "xlnet": "without the batch first",
     "yolos": "code of its own between",
 }
-LAYERS = {"hiera": 16, "moonshine": 6, "prophetnet": 12, "swin": 2, "swinv2": 2}  # of others 4
+LAYERS = {"moonshine": 6, "prophetnet": 12}  # of others 4
 NO_EXAMPLE = {"funnel"}  # its configuration names no token to begin with
 
 
@@ -114,3 +117,16 @@ def test_layers_of_every_family_are_captured(family: Family) -> None:
 def test_most_families_are_captured() -> None:
     assert len(FAMILIES) == 128
     assert len(FAMILIES) - len(REFUSED) - len(NO_EXAMPLE) >= 110
+
+
+@pytest.mark.parametrize("depths", [[2, 2, 2, 2], [3, 3], [1, 1]])
+def test_layers_of_one_stage_are_taken_only_if_they_are_named(depths: list[int]) -> None:
+    widths = [8 * 2**stage for stage in range(len(depths))]
+    config = ResNetConfig(embedding_size=8, hidden_sizes=widths, depths=depths, layer_type="basic")
+    encoder = ResNetModel(config).eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArgumentError, match=r"layers inside of stages.*Pass layers="):
+        capture(encoder, pixels)
+    if depths[-1] > 1:
+        name = f"encoder.stages.{len(depths) - 1}.layers"
+        assert capture(encoder, pixels, layers=name).steps.num_steps == depths[-1]
