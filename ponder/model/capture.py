@@ -170,22 +170,18 @@ def _check_no_stages(module: nn.Module, order: Sequence[str]) -> None:
     path = order[0].rpartition(".")[0]
     if any(not name.startswith(f"{path}.") for name in order):
         return
+    own = path
     while path:
-        stage = path
+        stage = module.get_submodule(path)
         path = path.rpartition(".")[0]
         container = module.get_submodule(path)
-        is_stage = isinstance(container, nn.ModuleList | nn.Sequential)
-        if (
-            is_stage
-            and [type(child) for child in container].count(type(module.get_submodule(stage))) > 1
-        ):
+        if not isinstance(container, nn.ModuleList | nn.Sequential):
+            continue
+        kinds = [type(child) for child in container]
+        if kinds.count(type(stage)) > 1:
             got = f"layers inside of stages, {path}.0, {path}.1 …, whose states differ in shape"
-            own = order[0].rpartition(".")[0]
-            raise refusal(
-                got,
-                f"Pass layers={own!r} for the layers of one stage, after which rows may exit; or "
-                "write the steps, and a readout that pools their states to one width.",
-            )
+            cure = f"Pass layers={own!r} for the layers of one stage, after which rows may exit; "
+            raise refusal(got, f"{cure}or write the steps, and a readout of one width.")
 
 
 def _steps_of(stem: CapturedStem) -> Steps:
