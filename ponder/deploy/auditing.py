@@ -16,7 +16,7 @@ from typing import Any
 
 from ponder._utils.checks import check_real, check_share
 from ponder._utils.seals import read_sealed, write_sealed
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.statistics.ledger import Ledger, fair_coin
 
 __all__ = ["ServedLedger"]
@@ -136,7 +136,13 @@ class ServedLedger:
 
     def _resume(self, path: Path, confidence: float) -> None:
         """Read the state of an earlier run, if it is of the same promise."""
-        state = read_sealed(path, _FORMAT, "ledger of a service").settings
+        saved = read_sealed(path, _FORMAT, "ledger of a service")
+        if saved.changed():
+            raise CheckpointError(
+                f"{path}: changed after the service wrote it, so its counts prove nothing. Restore "
+                "it, or delete it to start anew."
+            )
+        state = saved.settings
         ledger = Ledger.from_dict(state["ledger"])
         if (state["level"], ledger.confidence) != (self.level, confidence):
             expected = f"the ledger of this promise, {self.level:g} with {confidence:g}"

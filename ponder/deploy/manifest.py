@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from ponder._utils.files import ABOUT, reading
 from ponder._utils.plain import from_plain
 from ponder._utils.seals import read_sealed, write_sealed
+from ponder.policies.base import ExitPolicy, all_within
 from ponder.policies.combine import is_about
 
 __all__ = [
@@ -230,6 +231,29 @@ class Manifest:
             return self
         return dataclasses.replace(self, policy=policy["policy"])
 
+    def with_policy(self, policy: ExitPolicy) -> Self:
+        """Return the description with another policy.
+
+        Its graphs stay if only thresholds differ, which are inputs of them.
+        """
+        data = policy.to_dict()
+        # The thresholds of its parts, and the fields that hold them, by the names of the policies.
+        values: list[float] = []
+        fields: dict[str, str] = {}
+        for part in all_within(policy):
+            if part.tunable is not None:
+                values.append(float(getattr(part, part.tunable.field)))
+                fields[part.to_dict()["name"]] = part.tunable.field
+        graphs = self.graphs
+        if graphs is None or _without(fields, data) != _without(fields, self.policy):
+            return dataclasses.replace(self, policy=data, graphs=None)
+        thresholds: dict[str, float] = {}
+        if graphs.thresholds:
+            thresholds = dict(zip(graphs.thresholds, values, strict=True))
+        together = policy.exit_of_all(self.num_steps)
+        graphs = dataclasses.replace(graphs, thresholds=thresholds, together=together)
+        return dataclasses.replace(self, policy=data, graphs=graphs)
+
 
 def _check_inputs(graph: str, read: Mapping[str, int], given: Sequence[TensorSpec]) -> None:
     """Refuse a graph that reads something else than it is given, or with fewer dimensions.
@@ -246,6 +270,21 @@ def _check_inputs(graph: str, read: Mapping[str, int], given: Sequence[TensorSpe
         rank = read.get(spec.name)
         if any(dim < 1 or (rank is not None and dim >= rank) for dim in spec.along):
             raise ValueError(f"{spec.name} has no dimensions {spec.along}")
+
+
+def _without(fields: Mapping[str, str], data: Any) -> Any:
+    """Return `to_dict` of a policy without the numbers that are inputs of its graphs.
+
+    Args:
+        fields: By the name of a policy, the field that is such a number.
+        data: The policy, or a part of it.
+    """
+    if isinstance(data, Mapping):
+        threshold = fields.get(data.get("name", ""))
+        return {name: _without(fields, value) for name, value in data.items() if name != threshold}
+    if isinstance(data, list | tuple):
+        return [_without(fields, value) for value in data]
+    return data
 
 
 def changed_in(folder: Path) -> list[str]:

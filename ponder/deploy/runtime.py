@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ponder.deploy.graph_source import GraphPolicy, GraphSource, InputRow, conca
 from ponder.deploy.manifest import FILE, FILES_OF_AN_EXPORT, TOKENIZER, Manifest
 from ponder.deploy.sessions import Array, Graph
 from ponder.errors import ArgumentError, CheckpointError
-from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, all_within
+from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch
 from ponder.running.chunk import Chunk, cut
 from ponder.running.loop import Answers, exits_of
 from ponder.tasks import task_named
@@ -90,26 +89,10 @@ class OnnxModel:
     @policy.setter
     def policy(self, policy: ExitPolicy) -> None:
         """Set the policy; if only thresholds differ, its graphs are kept, else it runs in NumPy."""
-        graphs = self.manifest.graphs
-        data = policy.to_dict()
-        # The thresholds of its parts, and the fields that hold them, by the names of the policies.
-        values: list[float] = []
-        fields: dict[str, str] = {}
-        for part in all_within(policy):
-            if part.tunable is not None:
-                values.append(float(getattr(part, part.tunable.field)))
-                fields[part.to_dict()["name"]] = part.tunable.field
-        if graphs is None or _without(fields, data) != _without(fields, self.manifest.policy):
-            self._policy = policy
-            self.manifest = replace(self.manifest, policy=data, graphs=None)
-            return
-        thresholds: dict[str, float] = {}
-        if graphs.thresholds:
-            thresholds = dict(zip(graphs.thresholds, values, strict=True))
-        together = policy.exit_of_all(self.num_steps)
-        graphs = replace(graphs, thresholds=thresholds, together=together)
-        self._policy = GraphPolicy(graphs, self.graphs)
-        self.manifest = replace(self.manifest, policy=data, graphs=graphs)
+        self.manifest = self.manifest.with_policy(policy)
+        self._policy = policy
+        if self.manifest.graphs is not None:
+            self._policy = GraphPolicy(self.manifest.graphs, self.graphs)
 
     def weights_digest(self) -> str | None:
         """Return the digest of the weights that answer; None in int8."""
@@ -364,18 +347,3 @@ def _are_texts(examples: Any) -> bool:
     if isinstance(first, tuple | list) and first:
         first = first[0]
     return isinstance(first, str)
-
-
-def _without(fields: Mapping[str, str], data: Any) -> Any:
-    """Return `to_dict` of a policy without the numbers that are inputs of its graphs.
-
-    Args:
-        fields: By the name of a policy, the field that is such a number.
-        data: The policy, or a part of it.
-    """
-    if isinstance(data, Mapping):
-        threshold = fields.get(data.get("name", ""))
-        return {name: _without(fields, value) for name, value in data.items() if name != threshold}
-    if isinstance(data, list | tuple):
-        return [_without(fields, value) for value in data]
-    return data

@@ -264,6 +264,9 @@ def test_a_ledger_is_of_the_promise(tmp_path: Path) -> None:
     ledger_of(CERTIFIED, 0.5, path)
     with pytest.raises(ArgumentError, match="Use one file for each promise"):
         ServedLedger(0.01, path=path)
+    path.write_text(path.read_text().replace('"answers": 0', '"answers": 900'))
+    with pytest.raises(CheckpointError, match="delete it to start anew"):
+        ledger_of(CERTIFIED, 0.5, path)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="no ledger"):
         ServedLedger(0.01, path=path)

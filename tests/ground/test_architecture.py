@@ -42,6 +42,7 @@ WITHOUT_TORCH = (
     "ponder._utils.readers",
     "ponder._utils.registry",
     "ponder._utils.rows",
+    "ponder._utils.seals",
     "ponder._utils.seeds",
     "ponder.policies",
     "ponder.policies.base",
