@@ -177,8 +177,13 @@ def _check_no_stages(module: nn.Module, order: Sequence[str]) -> None:
         container = module.get_submodule(path)
         if not isinstance(container, nn.ModuleList | nn.Sequential):
             continue
-        kinds = [type(child) for child in container]
-        if kinds.count(type(stage)) > 1:
+        # Groups of layers of one width, as in ALBERT, hand on states of one shape.
+        widths = {
+            frozenset(weight.shape for weight in child.parameters())
+            for child in container
+            if type(child) is type(stage)
+        }
+        if len(widths) > 1:
             got = f"layers inside of stages, {path}.0, {path}.1 …, whose states differ in shape"
             cure = f"Pass layers={own!r} for the layers of one stage, after which rows may exit; "
             raise refusal(got, f"{cure}or write the steps, and a readout of one width.")
