@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from ponder._utils.checks import check_int
 from ponder._utils.rows import Ints, split
 from ponder.calibration import RiskControl, certify
-from ponder.calibration.statement import exits_rule
 from ponder.errors import ArgumentError, NonFiniteError
 from ponder.inference.examples import examples_in
 from ponder.integrations.transformers.finetuned import EarlyHead
@@ -476,7 +475,7 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     shares = [float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)]
     plain_accuracy, exit_accuracy = _accuracies(certifying, steps)
     change = "other answers than at full depth"
-    promise = Promise(exits_rule(certified, "input"), change, level, confidence, rows, "input")
+    promise = Promise(certified.rule("input"), change, level, confidence, rows, "input")
     statement = promise.sentence
     if not control.met:
         statement = control.statement

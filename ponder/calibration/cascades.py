@@ -30,15 +30,14 @@ from ponder.calibration.certifying import Candidate, certainties, certify, count
 from ponder.calibration.control import RiskControl, statement_of
 from ponder.calibration.records import Floats, Record
 from ponder.calibration.risks import RiskLike, RiskWords, losses_of, words_of
-from ponder.calibration.statement import stages_rule
 from ponder.errors import ArgumentError
-from ponder.policies.base import StepView, Threshold, ThresholdPolicy
+from ponder.policies.base import ExitPolicy, StepView, Threshold, ThresholdPolicy
 from ponder.policies.stages import StageThresholds
 from ponder.statistics.bounds import rows_needed
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
 from ponder.statistics.repeats import check_rows
 
-__all__ = ["CascadeReport", "certify_cascade", "check_costs"]
+__all__ = ["CascadeReport", "certify_cascade", "check_costs", "stages_rule"]
 
 _LOSS_SHARES = (0.0, 1e-9, 0.25, 1.0, 4.0)
 """Rows that each later stage may lose for one that the first loses; the choosing rows pick one."""
@@ -188,6 +187,27 @@ def _stated(found: RiskControl, words: RiskWords, given: int) -> RiskControl:
     return replace(found, statement=statement, policy=replace(made, statement=statement))
 
 
+def stages_rule(
+    policy: ExitPolicy, num_stages: int, first: str = "first stage", last: str = "last stage"
+) -> str:
+    """Return the thresholds of a cascade as the rule of a promise.
+
+    Args:
+        policy: The policy of its stages.
+        num_stages: Number of steps of its record: the stages, those of a last stage with exits too.
+        first: What the first of two stages is called.
+        last: What the last stage is called.
+
+    Example:
+        >>> stages_rule(policies.Confidence(0.9), 2, "student", "model")
+        "Take the student's answers with a confidence above 0.9, and ask the model for the others"
+    """
+    words = policy.words()
+    if num_stages == 2:
+        return f"Take the {first}'s answers with {words}, and ask the {last} for the others"
+    return f"Take the first answer with {words}, and run the others to the last stage"
+
+
 def check_costs(costs: Sequence[float]) -> Floats:
     """Return the costs of stages as an array, `(stages,)`; refuse negative or infinite ones."""
     values = np.asarray(costs, dtype=np.float64)
@@ -224,6 +244,9 @@ class ThresholdPath(ThresholdPolicy):
     def thresholds(self) -> StageThresholds:
         """The policy at this place of the path."""
         return StageThresholds(self.policy, self.rungs[int(self.rung)])
+
+    def words(self) -> str:
+        return self.thresholds.words()
 
     def statistic(self, step: StepView, state: Any) -> tuple[Floats, Any]:
         """Return the first rung at which each row exits; infinite if it exits at none."""

@@ -27,6 +27,7 @@ from ponder.policies.base import FixedStep, ThresholdPolicy
 from ponder.policies.certainty import Confidence, Entropy, Margin
 from ponder.statistics.bounds import binomial_cdf, upper_bound
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
+from ponder.statistics.sequence import first_failing
 
 __all__ = [
     "Candidate",
@@ -233,8 +234,9 @@ def _certified_cost(
         failures.append(at_exits(losses, steps) @ drawn)
         total_costs.append(at_exits(costs, steps) @ drawn)
     # Fixed-sequence testing: a value is certified if it and all values before it pass.
-    passes = np.logical_and.accumulate(np.concatenate(failures) <= allowed, axis=0)
+    num_passed = first_failing(np.concatenate(failures), allowed)
     mean_costs = np.concatenate(total_costs) / drawn.sum(axis=0)
+    passes = np.arange(len(mean_costs))[:, None] < num_passed
     certified = np.where(passes, mean_costs, costs[-1])
     return float(certified.min(axis=0).mean())
 

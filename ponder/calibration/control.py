@@ -25,12 +25,12 @@ from ponder.calibration.risks import (
     resolved,
     words_of,
 )
-from ponder.calibration.statement import exits_rule
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
-from ponder.statistics.bounds import BOUNDS, check_losses, rows_needed
+from ponder.statistics.bounds import BOUNDS, rows_needed
 from ponder.statistics.certificate import Promise, count
+from ponder.statistics.sequence import CONFORMAL, FixedSequence
 
 __all__ = ["RiskControl", "control_risk", "statement_of"]
 
@@ -140,28 +140,29 @@ def control_risk(
     risk = resolved(risk, family.policy)
     if bound is None:
         bound = bound_for(risk)
-    check_choice("bound", bound, [*BOUNDS, "conformal"])
+    check_choice("bound", bound, [*BOUNDS, CONFORMAL])
     loss_of = loss_at(risk, trajectory, _lowest(bound))
     full_depth = loss_of(np.full((1, len(trajectory)), trajectory.num_steps))[0]
-    test = _Test(bound, level, 1.0 - confidence, len(full_depth))
-    path = _walk(family, trajectory, loss_of, test)
-    by_step = as_costs(costs, trajectory.num_steps)
-    cheapest = _cheapest(path, by_step)
-    has_p_values = bound != "conformal"
+    num_rows = len(full_depth)
+    sequence = FixedSequence(bound, level, confidence, num_rows)
+    counts = np.zeros((0, trajectory.num_steps))
+    if num_rows:
+        counts = _walk(sequence, family, trajectory, loss_of)
+    has_p_values = bound != CONFORMAL
     chosen: ExitPolicy = LastStep()
-    observed = math.nan
+    observed = float(full_depth.mean()) if num_rows else math.nan
     shares = np.eye(trajectory.num_steps)[-1]
     value: float | None = None
     p_value: float | None = None
-    if cheapest is not None:
-        chosen = family.build(cheapest.value)
-        observed = cheapest.loss
-        shares = cheapest.exit_counts / len(trajectory)
-        value = cheapest.value
+    if len(counts):
+        # Of equally cheap values the last is taken, whose exits are earlier.
+        total = (counts @ as_costs(costs, trajectory.num_steps))[::-1]
+        place = len(total) - 1 - int(total.argmin())
+        value, observed, statistic = sequence.path[place]
+        chosen = family.build(value)
+        shares = counts[place] / len(trajectory)
         if has_p_values:
-            p_value = cheapest.statistic
-    elif len(full_depth):
-        observed = float(full_depth.mean())
+            p_value = statistic
     draft = Certified(
         policy=chosen,
         statement="",
@@ -169,11 +170,11 @@ def control_risk(
         level=level,
         confidence=confidence if has_p_values else None,
         bound=bound,
-        rows=len(full_depth),
+        rows=num_rows,
         threshold_name=family.threshold,
         threshold_value=value,
         p_value=p_value,
-        path=tuple((tested.value, tested.loss, tested.statistic) for tested in path),
+        path=tuple(sequence.path),
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
@@ -181,7 +182,7 @@ def control_risk(
     policy = replace(draft, statement=statement)
     return RiskControl(
         policy=policy,
-        met=cheapest is not None,
+        met=value is not None,
         mean_exit_step=float(shares @ np.arange(1, trajectory.num_steps + 1)),
         statement=policy.statement,
         observed=observed,
@@ -191,118 +192,32 @@ def control_risk(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Tested:
-    """A value that was tested.
-
-    Args:
-        value: The value of the threshold.
-        loss: Its mean loss.
-        statistic: Its p-value; for conformal risk control the bound of its risk.
-        exit_counts: Number of the rows that exit at each step, `(steps,)`.
-        passed: Whether it and all values before it passed.
-    """
-
-    value: float
-    loss: float
-    statistic: float
-    exit_counts: Floats
-    passed: bool
-
-
-class _Test:
-    """The test of each value, one after the other.
-
-    Args:
-        bound: Name of the bound, or ``"conformal"``.
-        level: Upper limit of the risk.
-        delta: Limit of the p-values.
-        count: Number of the rows or queries that count.
-    """
-
-    def __init__(self, bound: str, level: float, delta: float, count: int) -> None:
-        self.count = count
-        self.limit = level if bound == "conformal" else delta
-        self._bound = bound
-        self._level = level
-        self._highest = np.full(count, -1.0)
-
-    def statistics(self, losses: Floats) -> Floats:
-        """Return the statistic of the next values, `(values,)`, from losses `(values, counted)`.
-
-        A value passes if its statistic is at most `limit`.
-        """
-        if self._bound != "conformal":
-            check_losses(losses, self._bound)
-            return BOUNDS[self._bound].p_values(losses.T, self._level)
-        # The risk must be monotone, so a row keeps the highest loss of the values before.
-        monotone = np.maximum.accumulate(np.concatenate([self._highest[None], losses]))[1:]
-        self._highest = monotone[-1]
-        # The fresh row may have a loss of 1.
-        bounds: Floats = (monotone.sum(axis=1) + 1.0) / (self.count + 1)
-        return bounds
-
-
 def _walk(
-    family: Family, record: Record, loss_of: Callable[[Ints], Floats], test: _Test
-) -> list[_Tested]:
+    sequence: FixedSequence, family: Family, record: Record, loss_of: Callable[[Ints], Floats]
+) -> Floats:
     """Test the values from late exits to early ones, until one fails.
 
     Args:
+        sequence: The test.
         family: The values.
         record: The calibration rows.
         loss_of: Function from exit steps `(values, rows)` to losses `(values, counted)`.
-        test: The test.
 
     Returns:
-        The values that passed, and the first that failed, if any did.
+        The number of rows that exit at each step, of the values that passed, `(values, steps)`.
     """
-    path = list[_Tested]()
-    if not test.count:
-        return path
+    counts = [np.zeros((0, record.num_steps))]
     for places, steps in family.exit_steps(record, family.late_first()):
-        losses = loss_of(steps)
-        statistics = test.statistics(losses)
-        num_passed = int(np.append(statistics <= test.limit, False).argmin())
-        counts = exit_counts(steps, record.num_steps)
-        for row, place in enumerate(places[: num_passed + 1]):
-            tested = _Tested(
-                value=family.values[place],
-                loss=float(losses[row].mean()),
-                statistic=float(statistics[row]),
-                exit_counts=counts[row],
-                passed=row < num_passed,
-            )
-            path.append(tested)
-        if num_passed < len(places):
+        each = [(steps == step).sum(axis=1) for step in range(1, record.num_steps + 1)]
+        counts.append(np.stack(each, axis=1).astype(np.float64))
+        if not sequence.test([family.values[place] for place in places], loss_of(steps)):
             break
-    return path
-
-
-def _cheapest(path: Sequence[_Tested], costs: Floats) -> _Tested | None:
-    """Return the cheapest value that passed; of equally cheap ones the last, with earlier exits."""
-    passed = [tested for tested in path if tested.passed]
-
-    def cost(tested: _Tested) -> float:
-        return float(tested.exit_counts @ costs)
-
-    return min(reversed(passed), key=cost, default=None)
-
-
-def exit_counts(steps: Ints, num_steps: int) -> Floats:
-    """Return the number of rows that exit at each step, `(thresholds, steps)`.
-
-    Args:
-        steps: Exit steps, `(thresholds, rows)`.
-        num_steps: N.
-    """
-    counts = [(steps == step).sum(axis=1) for step in range(1, num_steps + 1)]
-    return np.stack(counts, axis=1).astype(np.float64)
+    return np.concatenate(counts)[: sequence.num_passed]
 
 
 def _lowest(bound: str) -> float:
     """Return the least loss that a bound can use; lower ones are raised to it."""
-    if bound == "conformal":
+    if bound == CONFORMAL:
         return 0.0
     return BOUNDS[bound].low
 
@@ -318,7 +233,7 @@ def statement_of(made: Certified, words: RiskWords, given: int, rule: str | None
     """
     of_rows = words.unit != "query"
     if rule is None:
-        rule = exits_rule(made, "row")
+        rule = made.rule("row")
     promise = Promise(
         rule=rule,
         change=words.change,

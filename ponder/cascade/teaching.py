@@ -10,9 +10,8 @@ from numpy.typing import ArrayLike
 
 from ponder._utils.rows import content_ids, row_keys
 from ponder._utils.seeds import uniform
-from ponder.calibration.cascades import CascadeReport
+from ponder.calibration.cascades import CascadeReport, stages_rule
 from ponder.calibration.records import Record
-from ponder.calibration.statement import stages_rule
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, Input, stage_of
 from ponder.cascade.student import Embeddings, Student

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ponder._utils.rows import Text
 from ponder.calibration.cascades import CascadeReport
-from ponder.calibration.statement import in_words
 from ponder.cascade.teaching import Taught, teach
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import Options, new_folder, probe_folder
@@ -93,7 +92,7 @@ def rows_of(report: CascadeReport) -> list[tuple[str, str]]:
     """Return the results of certifying a cascade, as rows of the table."""
     observed = f"{100 * report.observed:.2f}% of {report.certified_on} texts that chose nothing"
     return [
-        ("policy", in_words(report.policy)),
+        ("policy", report.policy.words()),
         ("student answers", f"{100 * report.shares[0]:.1f}%"),
         ("other answers", observed),
         ("seconds", f"×{report.speed_up:.2f}, as measured while certifying"),

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 
 from ponder.calibration import diagnose
-from ponder.calibration.statement import in_words
 from ponder.cli.outcome import Outcome
 from ponder.cli.output import Options
 from ponder.cli.rerank import read_pools
@@ -55,7 +54,7 @@ def run(
     checked = check(opened, fresh.texts, labels, reference=model, level=level)
     other = f"{100 * checked.other_answers:.2f}%"
     mean = f"{checked.mean_exit_step:.2f} of {opened.num_steps}"
-    rows = [("policy", in_words(opened.policy)), ("other answers", f"{other}, at mean step {mean}")]
+    rows = [("policy", opened.policy.words()), ("other answers", f"{other}, at mean step {mean}")]
     remarks = []
     if diagnosed:
         diagnosis = diagnose(checked.record)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from ponder._utils.rounding import rounded_down
-from ponder.calibration.statement import in_words
 from ponder.cascade.stages import classes_of
 from ponder.cli.outcome import Outcome, usage_of
 from ponder.cli.output import Options, new_folder, probe_folder, progress
@@ -76,7 +75,7 @@ def _outcome(
     return Outcome(
         facts,
         [report.statement, *_remarks(made)],
-        _rows(made, in_words(policy), asked),
+        _rows(made, policy.words(), asked),
         figure=policy_figure(report.certifying, policy, level),
         tables=[changed_texts(report.certifying, policy, made.certifying, names)],
         title=f"Exits for {name}",

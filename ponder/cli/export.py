@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ponder._utils.rows import Text
-from ponder.calibration.statement import in_words
 from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
 from ponder.cli.cascade import facts_of, rows_of
@@ -109,7 +108,7 @@ def _write_model(
     """Write a model with exits."""
     if texts is None:
         onnx(opened.model, out)
-        return Outcome({"policy": in_words(opened.policy)}, [_SAME])
+        return Outcome({"policy": opened.policy.words()}, [_SAME])
     # Texts that chose for the folder choose for its export, too: the split has the same seed.
     seed = (opened.model.config.exits or {}).get("seed", 0)
     with progress() as advance:
@@ -128,7 +127,7 @@ def _write_model(
     rows = [
         ("products", _PRODUCTS[made.products]),
         ("texts", f"{made.chosen_on} choose, {made.certified_on} certify"),
-        ("policy", in_words(found.policy)),
+        ("policy", found.policy.words()),
         ("other answers", f"{100 * found.observed:.2f}%, at full depth {100 * made.moved:.2f}%"),
         ("steps", f"{found.mean_exit_step:.2f} of {made.model.num_steps}"),
         ("seconds", speed),
@@ -141,7 +140,7 @@ def _write_model(
         "moved": made.moved,
         "mean_exit_step": found.mean_exit_step,
         "speed_up_in_seconds": [clock.low, clock.median, clock.high],
-        "policy": in_words(found.policy),
+        "policy": found.policy.words(),
     }
     return Outcome(facts, [made.statement], rows)
 

@@ -10,7 +10,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
-from ponder.calibration.statement import in_words
 from ponder.cascade.stages import stage_of
 from ponder.cli.output import Options, say
 from ponder.deploy.auditing import ServedLedger
@@ -73,7 +72,7 @@ def app_of(
     say(opened.statement)
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
-    say(f"policy: {in_words(opened.policy)}")
+    say(f"policy: {opened.policy.words()}")
     policy = opened.policy
     if opened.promise is not None:
         policy = opened.promise

@@ -20,7 +20,6 @@ from ponder.calibration import RiskControl, certify
 from ponder.calibration.cost import WallClock, wall_clock
 from ponder.calibration.records import Ints, Record
 from ponder.calibration.risks import OtherAnswers
-from ponder.calibration.statement import exits_rule
 from ponder.cascade import Cascade, CascadeReport
 from ponder.cascade.stages import classes_of, stage_of
 from ponder.deploy.exporting import onnx, quantized
@@ -239,7 +238,7 @@ def _statement(certifying: Record, control: RiskControl) -> str:
     rows = len(certifying)
     if control.met:
         change = "other answers than before int8"
-        return Promise(exits_rule(control.policy), change, level, confidence, rows).sentence
+        return Promise(control.policy.rule(), change, level, confidence, rows).sentence
     differ = int((~certifying.correct()[:, -1]).sum())
     least = rounded_up(upper_bound(differ, rows, confidence), 2)
     return (

@@ -24,7 +24,6 @@ from starlette.background import BackgroundTasks
 from starlette.responses import JSONResponse, Response
 
 from ponder.calibration.families import exchanged, part_with_threshold
-from ponder.calibration.statement import in_words
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.server_batching import Answering, Batcher, Served, Some, Text
 from ponder.deploy.server_http import (
@@ -235,7 +234,7 @@ def create_app(
         """Return the policy, and the state of the ledger in words and in numbers."""
         state: dict[str, Any] = {
             "status": "ok",
-            "policy": in_words(served.policy),
+            "policy": served.policy.words(),
             "waiting": service.waiting,
             "statement": "Nothing is audited.",
             "ledger": None,

@@ -16,7 +16,6 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from ponder.calibration.statement import in_words
 from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.server_http import Limits, has_half_a_character, new_app, too_many_wait
 
@@ -62,7 +61,7 @@ def create_rank_app(ranker: Ranker, limits: Limits | None = None) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Return the policy."""
-        return {"status": "ok", "policy": in_words(ranker.settings.policy)}
+        return {"status": "ok", "policy": ranker.settings.policy.words()}
 
     return app
 

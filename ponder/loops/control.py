@@ -18,18 +18,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ponder._utils.arrays import Floats
 from ponder._utils.checks import check_choice, check_share
 from ponder.calibration.control import statement_of
 from ponder.calibration.risks import RiskWords
-from ponder.calibration.statement import in_words
 from ponder.errors import ArgumentError
 from ponder.loops.loop import Loop, LoopOutput
 from ponder.model.steps import Context
 from ponder.policies import Certified, ExitPolicy, LastStep
-from ponder.statistics.bounds import BOUNDS, check_losses
+from ponder.statistics.bounds import BOUNDS
+from ponder.statistics.sequence import FixedSequence
 
 __all__ = ["LoopControl", "control_risk"]
 
@@ -53,34 +55,13 @@ class LoopControl:
     statement: str
 
 
-@dataclass(frozen=True)
-class _Promise:
-    """What is to be promised: a risk, its limit, the confidence, and the bound that tests it."""
-
-    risk: str
-    level: float
-    confidence: float
-    bound: str
-
-    @property
-    def words(self) -> RiskWords:
-        """How the sentence of the promise names the risk."""
-        return {
-            "sequence": RiskWords("another answer than at full depth at some position"),
-            "position": RiskWords(
-                "share of positions with another answer than at full depth", is_mean=True
-            ),
-        }[self.risk]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One threshold that was run: its value, the mean loss, the p-value, and the position-steps."""
-
-    value: float
-    observed: float
-    p_value: float
-    position_steps: int
+_WORDS = {
+    "sequence": RiskWords("another answer than at full depth at some position"),
+    "position": RiskWords(
+        "share of positions with another answer than at full depth", is_mean=True
+    ),
+}
+"""How the sentence of the promise names each risk."""
 
 
 def control_risk(
@@ -141,18 +122,17 @@ def control_risk(
         bound = "exact_binomial" if risk == "sequence" else "hoeffding_bentkus"
     check_choice("bound", bound, BOUNDS)
     _check_loop(loop, thresholds)
-    promise = _Promise(risk, level, confidence, bound)
     calls = list(batches)
     full = [_run(loop, call, LastStep(), max_steps) for call in calls]
     rows = sum(len(out) for out in full)
-    path: list[_Run] = []
+    sequence = FixedSequence(bound, level, confidence, rows)
+    position_steps = list[int]()
     for value in thresholds:
         policy = policies(value)
         outputs = [_run(loop, call, policy, max_steps) for call in calls]
-        path.append(_test(promise, loop, value, outputs, full))
-        if path[-1].p_value > 1.0 - confidence:
+        position_steps.append(_position_steps(outputs))
+        if not sequence.test([value], _losses(loop, outputs, full, risk)[None]):
             break
-    passed = [run for run in path if run.p_value <= 1.0 - confidence]
     full_depth = Certified(
         policy=LastStep(),
         statement="",
@@ -164,27 +144,28 @@ def control_risk(
         threshold_name=_name_of(policies(thresholds[0])),
         threshold_value=None,
         p_value=None,
-        path=tuple((run.value, run.observed, run.p_value) for run in path),
+        path=tuple(sequence.path),
         num_steps=max_steps,
         weights=loop.weights_digest(),
     )
-    if not passed:
-        statement = statement_of(full_depth, promise.words, rows)
+    if not sequence.num_passed:
+        statement = statement_of(full_depth, _WORDS[risk], rows)
         nothing = replace(full_depth, statement=statement)
         return LoopControl(nothing, met=False, observed=0.0, steps_saved=0.0, statement=statement)
-    best = min(passed, key=lambda run: run.position_steps)
+    place = int(np.argmin(position_steps[: sequence.num_passed]))
+    best = sequence.path[place]
     draft = replace(
         full_depth,
         policy=policies(best.value),
         threshold_value=best.value,
-        p_value=best.p_value,
+        p_value=best.statistic,
     )
-    words = in_words(draft.policy)
+    words = draft.policy.words()
     rule = f"Halt each position at the first step with {words}, and run the others to the last step"
-    statement = statement_of(draft, promise.words, rows, rule)
+    statement = statement_of(draft, _WORDS[risk], rows, rule)
     certified = replace(draft, statement=statement)
-    saved = 1.0 - best.position_steps / _position_steps(full)
-    return LoopControl(certified, True, best.observed, saved, statement)
+    saved = 1.0 - position_steps[place] / _position_steps(full)
+    return LoopControl(certified, True, best.loss, saved, statement)
 
 
 def _check_loop(loop: Loop, thresholds: Sequence[float]) -> None:
@@ -201,29 +182,23 @@ def _run(loop: Loop, call: Context, policy: ExitPolicy, max_steps: int) -> LoopO
     return loop(**call, max_steps=max_steps, policy=policy)
 
 
-def _test(
-    promise: _Promise,
-    loop: Loop,
-    value: float,
-    outputs: Sequence[LoopOutput],
-    full: Sequence[LoopOutput],
-) -> _Run:
-    """Test whether the risk of a threshold is at most the level, against full depth."""
-    pairs = zip(outputs, full, strict=True)
-    losses = torch.cat([_losses(loop, *pair, promise.risk) for pair in pairs])
-    each = losses.double().cpu().numpy()
-    check_losses(each, promise.bound)
-    p_value = float(BOUNDS[promise.bound].p_values(each[:, None], promise.level)[0])
-    return _Run(value, float(each.mean()), p_value, _position_steps(outputs))
-
-
 def _position_steps(outputs: Sequence[LoopOutput]) -> int:
     """Return the number of steps of real positions in several calls."""
     return sum(out.position_steps for out in outputs)
 
 
-def _losses(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:
-    """Return the loss of each row, `(rows,)` in [0, 1]."""
+def _losses(
+    loop: Loop, outputs: Sequence[LoopOutput], full: Sequence[LoopOutput], risk: str
+) -> Floats:
+    """Return the loss of each row of several calls against full depth, `(rows,)` in [0, 1]."""
+    pairs = zip(outputs, full, strict=True)
+    losses = torch.cat([_losses_of_call(loop, *pair, risk) for pair in pairs])
+    each: Floats = losses.double().cpu().numpy()
+    return each
+
+
+def _losses_of_call(loop: Loop, run: LoopOutput, full: LoopOutput, risk: str) -> Tensor:
+    """Return the loss of each row of a call, `(rows,)` in [0, 1]."""
     real = full.exit_step > 0
     task = loop.meaning(full.outputs)
     differ = task.predictions(run.outputs) != task.predictions(full.outputs)

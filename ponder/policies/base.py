@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int
 from ponder._utils.registry import Plugin, Registry
+from ponder._utils.rounding import threshold_text
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 from ponder.tasks import Task, task_named
 
@@ -253,6 +254,16 @@ class Threshold:
         """The exit mask, `(batch,)` bool."""
         return _COMPARISONS[self.leaves](statistic, value)
 
+    def words(self, value: float) -> str:
+        """Return the comparison in words, rounded to the side on which rows exit later.
+
+        Example:
+            >>> policies.Quantile.tunable.words(0.25)
+            'above 0.25'
+        """
+        relation = self.leaves.replace("_", " ")
+        return f"{relation} {threshold_text(value, up=self.higher_exits_later)}"
+
     def values(self, num_steps: int, width: int, count: int = 201) -> list[float]:
         """Return values from low to high that do not depend on data, as certificates need them.
 
@@ -407,6 +418,48 @@ class ExitPolicy(Plugin, ABC):
         if columns:
             last = last.astype(columns[0].dtype)
         return np.stack([*columns, last], axis=1)
+
+    def words(self) -> str:
+        """Return the policy in words, as a promise names it; by default from its `tunable`.
+
+        Thresholds are rounded to the side on which rows exit later.
+
+        Example:
+            >>> policies.Confidence(0.912345678).after(2).words()
+            'a confidence above 0.912346, from step 2 on'
+            >>> (policies.Entropy(0.2) | policies.Patience(3)).words()
+            'an entropy below 0.2, or a patience at least 3'
+        """
+        if self.tunable is None:
+            return f"the policy {self.name}"
+        value = getattr(self, self.tunable.field)
+        return f"{self.name_with_article} {self.tunable.words(value)}"
+
+    @property
+    def name(self) -> str:
+        """The registered name; the name of the class if that was not registered."""
+        try:
+            return registry.name_of(type(self))
+        except ArgumentError:
+            return type(self).__name__
+
+    @property
+    def name_with_article(self) -> str:
+        """The name as a noun: ``"a confidence"``, ``"an entropy"``."""
+        article = "an" if self.name[0] in "aeiou" else "a"
+        return f"{article} {self.name.replace('-', ' ')}"
+
+    def rule(self, unit: str = "text") -> str:
+        """Return what to do as an imperative, as a promise begins.
+
+        Args:
+            unit: Noun of a row.
+
+        Example:
+            >>> policies.Patience(2).rule()
+            'Stop at the first step with a patience at least 2, and run the others to the last step'
+        """
+        return f"Stop at the first step with {self.words()}, and run the others to the last step"
 
     def with_threshold(self, value: float) -> Self:
         """Return this policy with its threshold at `value`."""
@@ -566,6 +619,12 @@ class FixedStep(ThresholdPolicy):
     def exit_of_all(self, num_steps: int) -> int | None:
         return self.step
 
+    def words(self) -> str:
+        return f"step {self.step}"
+
+    def rule(self, unit: str = "text") -> str:
+        return f"Stop every {unit} at {self.words()}"
+
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
 
@@ -587,6 +646,12 @@ class LastStep(ExitPolicy):
 
     def exit_of_all(self, num_steps: int) -> int | None:
         return num_steps
+
+    def words(self) -> str:
+        return "the last step"
+
+    def rule(self, unit: str = "text") -> str:
+        return f"Run every {unit} to {self.words()}"
 
 
 def all_within(policy: ExitPolicy) -> list[ExitPolicy]:

@@ -108,6 +108,9 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
     of_masks = operator.or_
     of_readiness = "maximum"
 
+    def words(self) -> str:
+        return ", or ".join(policy.words() for policy in self.policies)
+
 
 @registry.register("all")
 @dataclass(frozen=True)
@@ -124,6 +127,14 @@ class All(_Several):
 
     of_masks = operator.and_
     of_readiness = "minimum"
+
+    def words(self) -> str:
+        """Return the words of all parts; bounds on the step come last."""
+        bounds = [part.words() for part in self.policies if isinstance(part, FromStep)]
+        others = [part.words() for part in self.policies if not isinstance(part, FromStep)]
+        if not others:
+            return ", ".join(bounds)
+        return ", ".join([" and ".join(others), *bounds])
 
 
 @registry.register("from-step")
@@ -154,6 +165,9 @@ class FromStep(ExitPolicy):
 
     def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return step.index >= self.step, state
+
+    def words(self) -> str:
+        return f"from step {self.step} on"
 
     def rescaled(self, tuned_for: int, num_steps: int) -> Self:
         return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
@@ -200,6 +214,12 @@ class Certified(PolicyWrapper):
     path: tuple[tuple[float, float, float], ...] = field(repr=False)
     num_steps: int | None = None
     weights: str | None = field(default=None, repr=False)
+
+    def words(self) -> str:
+        return self.policy.words()
+
+    def rule(self, unit: str = "text") -> str:
+        return self.policy.rule(unit)
 
     def rescaled(self, tuned_for: int, num_steps: int) -> ExitPolicy:  # type: ignore[override]
         """Return the policy for another number of steps, without the promise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -53,3 +54,19 @@ class StageThresholds(ExitPolicy):
         if xp is not np:
             thresholds = thresholds.to(value.device)
         return self.policy.tunable.crossed(value, thresholds[step.index - 1]), state
+
+    def words(self) -> str:
+        """Return the thresholds by stage; neighbouring stages with the same one are joined."""
+        tunable = self.policy.tunable
+        kind = self.policy.name_with_article
+        numbered = list(enumerate(self.thresholds, 1))
+        if len(numbered) == 1:
+            return f"{kind} {tunable.words(self.thresholds[0])}"
+        clauses = []
+        for value, group in groupby(numbered, key=lambda pair: pair[1]):
+            stages = [number for number, _ in group]
+            span = f"stage {stages[0]}"
+            if len(stages) > 1:
+                span = f"stages {stages[0]} to {stages[-1]}"
+            clauses.append(f"{tunable.words(value)} at {span}")
+        return f"{kind} {' and '.join(clauses)}"

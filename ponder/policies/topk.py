@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int, check_real
+from ponder._utils.rounding import rounded_up
 from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, registry
 
 __all__ = ["TopK"]
@@ -87,6 +88,16 @@ class TopK(ExitPolicy):
             stays = stays & (staying > self.k)
         stays = stays[xp.argsort(order)]
         return ~stays, stays
+
+    def words(self) -> str:
+        margin = rounded_up(self.margin)
+        return f"candidates more than {margin} deviations below the best {self.k} leave"
+
+    def rule(self, unit: str = "text") -> str:
+        return (
+            f"Drop candidates that lie more than {rounded_up(self.margin)} deviations below "
+            f"the best {self.k}, and score the others to the last step"
+        )
 
     def _spread_of(self, index: Array, scores: Array) -> Array:
         """Return σ_n of the step of each row, `(batch,)`."""

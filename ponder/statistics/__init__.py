@@ -1,6 +1,7 @@
 """Promises about anything: ledger, bounds, certificates, verdicts and repeats; NumPy and SciPy.
 
 * `bounds` gives p-values of a mean loss, and `ledger` a bound on a stream at all times.
+* `sequence` tests values in a fixed order, until one fails.
 * `certificate` states a promise, and `verdict` judges it on fresh rows.
 * `answers` certifies a threshold on the confidences of any model.
 * `repeats` says what rows are, where texts occur again.

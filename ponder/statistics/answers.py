@@ -31,6 +31,7 @@ from ponder.statistics.bounds import (
     upper_bound,
 )
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, count, percent
+from ponder.statistics.sequence import first_failing
 from ponder.statistics.verdict import Verdict, judge
 
 __all__ = ["THRESHOLD", "CertifiedAnswers", "certify_answers"]
@@ -172,11 +173,11 @@ def certify_answers(
         raise _too_few_rows(needed, rows, level, confidence)
     wrong = np.sort(certainty[differs])
     failures = len(wrong) - np.searchsorted(wrong, _VALUES, side="right")  # above each value
-    first_failed = int(np.argmax(np.append(failures > allowed, True)))
+    num_passed = int(first_failing(failures, allowed))
     threshold = None
     taken = np.zeros(rows, dtype=bool)
-    if first_failed > 0:
-        threshold = float(_VALUES[first_failed - 1])
+    if num_passed > 0:
+        threshold = float(_VALUES[num_passed - 1])
         taken = certainty > threshold
     to_ask = None
     if finite:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ from ponder._utils.rounding import threshold_text
 from ponder.calibration.cascades import certify_cascade
 from ponder.calibration.control import control_risk
 from ponder.calibration.records import Record
-from ponder.calibration.statement import exits_rule, in_words
 from ponder.statistics.answers import certify_answers
 from ponder.statistics.bounds import upper_bound
 from ponder.statistics.certificate import Promise
@@ -78,8 +79,22 @@ def test_a_sentence_never_promises_more_than_was_certified() -> None:
     assert "at most 1.02% of texts like these, with 94.9999% confidence" in sentence
 
 
-class Unnamed(policies.LastStep):
+class Unnamed(policies.ExitPolicy):
     """A policy that was not registered."""
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        return False, state
+
+
+@dataclass(frozen=True)
+class Norm(policies.ThresholdPolicy):
+    """A policy of a user, which says how it is named by its threshold."""
+
+    length: float
+    tunable = policies.Threshold("length", "below")
+
+    def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        return step.output.norm(dim=-1), state
 
 
 @pytest.mark.parametrize(
@@ -92,11 +107,12 @@ class Unnamed(policies.LastStep):
         (policies.LastStep(), "the last step"),
         (policies.Bernoulli(), "the policy bernoulli"),
         (Unnamed(), "the policy Unnamed"),
+        (Norm(0.5).after(2), "a Norm below 0.5, from step 2 on"),
     ],
 )
 def test_policies_in_words(policy: policies.ExitPolicy, words: str) -> None:
-    assert in_words(policy) == words
-    assert exits_rule(policy)[0].isupper()
+    assert policy.words() == words
+    assert policy.rule()[0].isupper()
 
 
 def test_a_threshold_just_below_1_is_not_written_as_1() -> None:
