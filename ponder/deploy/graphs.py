@@ -129,7 +129,8 @@ def write_graph(
             raise PonderError(
                 f"{path.name}: {wrong!r} differs from PyTorch's on the example. A part whose code "
                 "depends on the values of its input cannot be traced: write it without Python "
-                "conditions on tensors."
+                "conditions on tensors, and make the state of a policy for any number of rows: "
+                "torch.zeros(batch.size)."
             )
     return run([slot.value.clone() for slot in given])
 
@@ -218,10 +219,11 @@ def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
         answers = graph(arrays)
         expected = run([value.clone() for value in values])
         for name, tensor in zip(outputs, expected, strict=True):
-            is_close = np.allclose(
-                answers[name], tensor.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True
-            )
-            if not is_close:
+            answer = answers[name]
+            # A fixed number of rows would be broadcast against the one row.
+            if answer.shape != tuple(tensor.shape):
+                return name
+            if not np.allclose(answer, tensor.numpy(), rtol=1e-4, atol=1e-4, equal_nan=True):
                 return name
     return None
 
@@ -345,6 +347,11 @@ def _write_init(inputs: _PolicyInputs, path: Path) -> Tree:
         return inputs.policy.init(PolicyBatch(arguments[0], inputs.num_steps, inputs.task))
 
     row_ids = Slot.of("row_ids", torch.arange(inputs.rows))
+    if any(tensor.shape[:1] != (1,) for tensor in flatten(init([row_ids.value[:1]]))):
+        raise PonderError(
+            f"the state of {inputs.policy!r} has a fixed number of rows. Make it in `init` for any "
+            "batch: torch.zeros(batch.size)."
+        )
     state = init([row_ids.value])
     count = len(flatten(state))
     if count:

@@ -76,8 +76,9 @@ class PolicyBatch:
 
     @property
     def size(self) -> int:
-        """The number of rows."""
-        return int(self.row_ids.shape[0])
+        """The number of rows; while a policy is exported, that of whatever batch is to come."""
+        rows: int = self.row_ids.shape[0]  # a symbol then, which `int` would fix at the example's
+        return rows
 
 
 @dataclass(frozen=True)

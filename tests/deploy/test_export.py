@@ -16,9 +16,13 @@ from torch import nn
 
 import ponder
 from ponder import policies
+from ponder.calibration import Record
+from ponder.deploy.graph_source import GraphPolicy
 from ponder.deploy.graphs import Slot, write_policy
 from ponder.deploy.manifest import FILE, Manifest, TensorSpec, files_of
+from ponder.deploy.sessions import Graph
 from ponder.errors import ArgumentError, CheckpointError, PonderError
+from ponder.tasks import task_named
 from tests.compare import assert_same_answers, assert_same_rows, clear_rows
 from tests.toys import build, sequence_model, token_ids
 
@@ -258,3 +262,107 @@ def test_faults_name_their_cause_and_leave_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="no export of this version"):
         ponder.export.OnnxModel(tmp_path)
+
+
+@policies.register("export-smoothed")
+@dataclass(frozen=True)
+class Smoothed(policies.ExitPolicy):
+    """The policy of docs/extend-policy.md."""
+
+    level: float
+    needs = frozenset({"hazard"})
+
+    def init(self, batch: policies.PolicyBatch) -> Any:
+        return torch.zeros(batch.size)
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        average = 0.5 * state + 0.5 * step.hazard
+        return average > self.level, average
+
+
+@policies.register("export-agreed-margin")
+@dataclass(frozen=True)
+class AgreedMargin(policies.ThresholdPolicy):
+    """The policy of docs/programs/own_policy.py, whose state begins with the first step."""
+
+    threshold: float
+    needs = frozenset({"output"})
+    tunable = policies.Threshold("threshold", "above")
+
+    def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        best, second = step.output.softmax(-1).topk(2).values.unbind(-1)
+        classes = step.output.argmax(-1)
+        return (best - second) * (0.0 if state is None else classes == state), classes
+
+
+@policies.register("export-two-rows")
+@dataclass(frozen=True)
+class TwoRows(Smoothed):
+    """A state with the number of rows of the example, as `int` and `len` fix it in a trace."""
+
+    rows: int | None = 2
+
+    def init(self, batch: policies.PolicyBatch) -> Any:
+        return torch.zeros(len(batch.row_ids) if self.rows is None else self.rows)
+
+
+OF_ANY_BATCH = [
+    Smoothed(0.35),
+    AgreedMargin(0.2),
+    Norm(1.0),
+    policies.Quantile(0.5),
+    policies.Patience(1),
+    policies.Voting(2),
+    policies.ACT(0.4),
+    policies.Converged(0.2, on="features"),
+    policies.Bernoulli(seed=3),
+    policies.Lead(0.6),
+    policies.Confidence(0.5) | policies.Patience(2),
+]
+
+
+@pytest.mark.parametrize("policy", OF_ANY_BATCH, ids=lambda policy: type(policy).__name__)
+def test_policies_answer_batches_of_any_number_of_rows(
+    policy: policies.ExitPolicy, tmp_path: Path
+) -> None:
+    """Their graphs are run on 1, the example's 2, 3 and 300 rows, step by step, beside PyTorch."""
+    task = task_named("classification")
+    draw = torch.Generator().manual_seed(0)
+    readings = {
+        name: Slot.of(name, torch.rand(2, *size, generator=draw))
+        for name, size in {
+            "hazard": (),
+            "cdf": (),
+            "survival": (),
+            "output": (3,),
+            "features": (4,),
+        }.items()
+    }
+    written = write_policy(policy, 4, task, readings, tmp_path)
+    graphs = {path.stem: Graph(path, 1) for path in tmp_path.glob("*.onnx")}
+    for rows in (1, 2, 3, 300):
+        record = Record(
+            torch.randn(rows, 4, 3, generator=draw),
+            torch.randn(rows, 4, generator=draw),
+            torch.arange(rows),
+            features=torch.randn(rows, 4, 4, generator=draw),
+            task=task,
+        )
+        arrays = record.map(lambda tensor: tensor.numpy())
+        exported = GraphPolicy(written, graphs)
+        found_state = exported.init(arrays.batch)
+        state = policy.init(record.batch)
+        for view, of_arrays in zip(
+            record.views(policy.needs), arrays.views(policy.needs), strict=True
+        ):
+            exits, state = policy.decide(view, state)
+            found, found_state = exported.decide(of_arrays, found_state)
+            assert found.shape == (rows,)
+            assert (found == exits.numpy()).mean() >= 0.99  # rounding at a threshold
+
+
+@pytest.mark.parametrize("rows", [2, None])
+def test_a_state_with_the_rows_of_the_example_is_refused(tmp_path: Path, rows: int | None) -> None:
+    readings = {name: Slot.of(name, torch.rand(2)) for name in ("hazard", "cdf", "survival")}
+    with pytest.raises(PonderError, match=r"torch\.zeros\(batch\.size\)"):
+        write_policy(TwoRows(0.3, rows), 4, task_named("classification"), readings, tmp_path)
