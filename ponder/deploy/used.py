@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ponder._utils.files import reading
 from ponder._utils.rows import Text, content_ids
 from ponder._utils.seals import read_sealed, write_sealed
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.statistics.repeats import fresh_rows, share_rows
 
 __all__ = ["USED", "Used"]
@@ -116,12 +116,23 @@ class Used:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read the digests of a folder; none if it has no such file."""
+        """Read the digests of a folder; none if it has no such file.
+
+        Raises:
+            CheckpointError: The file is damaged, or was edited: rows that made the promise could
+                judge it.
+        """
         path = Path(folder) / USED
         if not path.is_file():
             return cls()
+        sealed = read_sealed(path, _FORMAT, "list of used texts")
+        if sealed.changed():
+            raise CheckpointError(
+                f"{path}: changed after it was written, so rows that made the promise could judge "
+                "it. Make the folder again."
+            )
         with reading(path, "list of used texts"):
-            return cls.from_dict(read_sealed(path, _FORMAT, "list of used texts").settings)
+            return cls.from_dict(sealed.settings)
 
 
 def _digests(texts: Sequence[Text]) -> Digests:

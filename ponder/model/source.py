@@ -262,7 +262,7 @@ def unroll(source: ModelSource, depth: Depth, *, keep_features: bool = False) ->
     features: list[Tensor] = []
     halting: list[Tensor] = []
     for step in range(depth.steps):
-        if depth.detached and step:
+        if depth.detached and step:  # the gradient of a step ends where it began, as in HRM
             source.hidden = map_tensors(Tensor.detach, source.hidden)
         source.advance(source.step + 1)
         of_step = source.features()

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ponder.deploy.used import Used
-from ponder.errors import ArgumentError
+from ponder.deploy.used import USED, Used
+from ponder.errors import ArgumentError, CheckpointError
 from ponder.statistics.bounds import binomial_cdf
 from ponder.statistics.repeats import fresh_rows
 
 LOG = [*(f"used {n}" for n in range(100)), *["hello"] * 20]
 FRESH = [f"fresh {n}" for n in range(150)]
+
+
+def test_an_edited_list_of_used_rows_is_refused(tmp_path: Path) -> None:
+    Used.of(LOG).write(tmp_path)
+    assert len(Used.read(tmp_path)) == len(LOG)
+    file = tmp_path / USED
+    card = json.loads(file.read_text())
+    file.write_text(json.dumps({**card, "rows": Used.of(FRESH).to_dict()["rows"]}))
+    with pytest.raises(CheckpointError, match="changed after it was written"):
+        Used.read(tmp_path)
 
 
 @pytest.mark.parametrize(
