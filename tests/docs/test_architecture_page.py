@@ -1,4 +1,4 @@
-"""The pages on the architecture are true to the tree: rooms, the loop, the drawing of a batch, the files to read."""
+"""The page on the architecture is true to the tree: rooms, the loop, the drawing of a batch, the files to read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from tests.ground.test_architecture import LAYERS
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 DRAWINGS = re.findall(r"```text\n(.*?)```", PAGE, re.S)
-TO_READ = re.findall(
-    r"^\d+\. \*\*`([^`]+)`\*\*(.*?)(?=^\d+\. |\Z)",
-    (ROOT / "docs" / "read-the-code.md").read_text(),
-    re.S | re.M,
-)
+TO_READ = re.findall(r"^\d+\. \*\*`([^`]+)`\*\*(.*?)(?=^\d+\. |^## |\Z)", PAGE, re.S | re.M)
 
 
 def rooms_of_tree() -> set[str]:
