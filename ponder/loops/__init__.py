@@ -2,7 +2,6 @@
 
 from ponder.loops.blocks import Block, Stack
 from ponder.loops.carry import Problem
-from ponder.loops.causal import greedy
 from ponder.loops.control import control_risk
 from ponder.loops.loop import Loop
 from ponder.loops.places import Places, PositionStep
@@ -15,5 +14,4 @@ __all__ = [
     "Problem",
     "Stack",
     "control_risk",
-    "greedy",
 ]

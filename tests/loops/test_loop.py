@@ -99,6 +99,17 @@ def test_together_is_the_rule_for_rows(policy: policies.ExitPolicy) -> None:
         torch.testing.assert_close(out.outputs[row, real], rows.outputs[row, real])
 
 
+@torch.no_grad()
+def test_scoring_a_prefix_does_not_depend_on_what_follows() -> None:
+    loop = make_loop("causal")
+    hidden, _ = make_batch((5, 5, 5))
+    call = {"max_steps": MAX_STEPS, "policy": policies.Confidence(0.5)}
+    whole = loop(hidden, **call)
+    part = loop(hidden[:, :3], **call)
+    assert part.exit_step.tolist() == whole.exit_step[:, :3].tolist()
+    torch.testing.assert_close(part.outputs, whole.outputs[:, :3], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("halted", ["frozen", "hidden"])
 def test_a_row_does_not_depend_on_its_batch(halted: str) -> None:
     loop = make_loop(halted=halted)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ponder import policies
 from ponder.loops import Block, Loop, Problem, Stack
-from ponder.loops.adapters.ouro import LoopedStack
 from tests.loops.models import (
     CLASSES,
     HEADS,
@@ -106,7 +105,7 @@ def test_a_stack_in_slots_answers_as_in_a_batch(halted: str) -> None:
 @pytest.mark.parametrize("layer", [albert_layer, encoder_layer], ids=["albert", "encoder"])
 def test_layers_that_others_wrote_stack(layer: object) -> None:
     torch.manual_seed(0)
-    stack = LoopedStack([layer(), layer()], nn.LayerNorm(WIDTH))  # type: ignore[operator]
+    stack = Stack([layer(), layer()])  # type: ignore[operator]
     loop = Loop(stack, nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, 1)).eval()
     assert loop.runs_positions
     hidden, mask = make_batch()

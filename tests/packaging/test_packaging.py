@@ -44,7 +44,6 @@ WANTS = {
     "ponder/training.py": {"train"},
     "ponder/fitting/": {"train"},
     "integrations/transformers": {"transformers"},
-    "ponder/loops/adapters": {"transformers"},
     "integrations/sentence_transformers.py": {"sentence-transformers"},
 }
 """Extras that a room may ask for; others live by the dependencies of the core."""
