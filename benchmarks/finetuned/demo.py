@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import graded, tasks
 from benchmarks.command_line import hide_bars
 from benchmarks.finetuned.fine_tune import fine_tune
-from ponder.cli.advise import run
+from ponder.cli.commands import advise
 
 __all__ = ["demo", "generated"]
 
@@ -73,9 +73,15 @@ def demo(
     with (out / "texts.csv").open("w", newline="", encoding="utf-8") as file:
         rows = zip(texts[0], (names[label] for label in texts[1]), strict=True)
         csv.writer(file).writerows([("text", "label"), *rows])
-    asked: dict[str, Any] = {"disagreement": 0.02, "seed": seed}
-    reading = {"columns": ["text"], "labels": "label"}
-    run(str(out / "plain"), out / "texts.csv", out / "winner", reading, asked, as_json=False)
+    advise.run(
+        str(out / "plain"),
+        out / "texts.csv",
+        out / "winner",
+        column=["text"],
+        labels="label",
+        disagreement=0.02,
+        seed=seed,
+    )
 
 
 def generated(split: str, size: int, seed: int) -> tuple[Sequence[str], Sequence[int]]:

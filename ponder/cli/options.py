@@ -1,15 +1,11 @@
-"""Options that several commands have, and the arguments that these options make."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-
-from ponder.cli.output import Options
 
 __all__ = [
     "SHARE",
@@ -25,8 +21,6 @@ __all__ = [
     "Promised",
     "Seed",
     "TextsFile",
-    "command_module",
-    "reading_options",
 ]
 
 SHARE: dict[str, Any] = {"min": 1e-6, "max": 1.0 - 1e-6}
@@ -84,13 +78,3 @@ Model = Annotated[
     typer.Argument(help="A fine-tuned classifier: its folder or its hub name.", metavar="MODEL"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-
-
-def command_module(name: str) -> ModuleType:
-    """Import the module of a command, when the command runs."""
-    return import_module(f"ponder.cli.{name}")
-
-
-def reading_options(column: list[str] | None, labels: str | None, no_header: bool) -> Options:
-    """Return the arguments of `read_texts`."""
-    return {"columns": column or [], "labels": labels, "header": not no_header}

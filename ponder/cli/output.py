@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,6 @@ from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
 
 __all__ = [
     "Advance",
-    "Options",
     "new_folder",
     "probe_file",
     "probe_folder",
@@ -52,8 +51,6 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 """Settings of Transformers by which its notes do not mix with the output."""
-Options: TypeAlias = Mapping[str, Any]
-"""Arguments of a function by their names, as the options of a command give them."""
 Advance: TypeAlias = Callable[[str, int, int], None]
 """Called with a phase, the number of its texts that are done, and of all of them."""
 

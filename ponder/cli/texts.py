@@ -22,7 +22,7 @@ from ponder._utils.rows import Text, class_numbers
 from ponder.errors import ArgumentError
 from ponder.statistics.certificate import count
 
-__all__ = ["Row", "Texts", "count", "read_rows", "read_texts"]
+__all__ = ["Row", "Texts", "read_rows", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
 _HALF = re.compile("[\ud800-\udfff]")
@@ -85,7 +85,7 @@ class Texts:
 
 def read_texts(
     path: Path,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     labels: str | None = None,
     *,
     header: bool = True,

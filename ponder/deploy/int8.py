@@ -23,14 +23,16 @@ from ponder.calibration.risks import OtherAnswers
 from ponder.cascade import Cascade, CascadeReport
 from ponder.cascade.stages import classes_of, stage_of
 from ponder.deploy.exporting import onnx, quantized
+from ponder.deploy.ranking import Pool, Ranker
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
-from ponder.policies.base import LastStep
+from ponder.policies.base import LastStep, all_within
 from ponder.policies.combine import Certified, promise_about
+from ponder.policies.topk import TopK
 from ponder.statistics.bounds import binomial_cdf, upper_bound
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, percent
 
-__all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved"]
+__all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved", "ranker_onnx"]
 
 Progress = Callable[[str, int, int], object]
 _RANGES = 256
@@ -222,6 +224,29 @@ def cascade_onnx(
             )
         small.save(folder)
     return report
+
+
+def ranker_onnx(ranker: Ranker, folder: Path, pools: Sequence[Pool] = ()) -> Ranker:
+    """Write a ranker as ONNX graphs, so that it runs without PyTorch.
+
+    Args:
+        ranker: A ranker that runs in PyTorch.
+        folder: The folder of the export.
+        pools: If there are queries, the graphs are in int8, and the margin of the policy is
+            certified again on them.
+
+    Returns:
+        The export.
+    """
+    pairs = [(pool.query, document) for pool in pools[::10] for document in pool.documents[:8]]
+    onnx(ranker.model, folder, int8=bool(pools), calibration=pairs[:_RANGES] or None)
+    exported = Ranker(OnnxModel(folder), ranker.settings)
+    fitted = ranker.settings.fitted
+    exits = [part for part in all_within(exported.settings.policy) if isinstance(part, TopK)]
+    if pools and exits:
+        exported.certify(pools, exits[0], changed=fitted["level"], risk=fitted["risk"])
+    exported.settings.write(folder)
+    return exported
 
 
 def _as_graphs(stage: Any, folder: Path) -> Any:

@@ -31,7 +31,7 @@ from ponder.deploy.manifest import changed_in
 from ponder.deploy.runtime import OnnxModel
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, PolicyWrapper, StepView
-from ponder.policies.combine import promise_about
+from ponder.policies.combine import Certified, promise_about
 from ponder.policies.topk import TopK
 from ponder.running.loop import exits_of
 from ponder.running.source import Source, stepped_part
@@ -193,6 +193,15 @@ class Ranker:
     def first_stage(self) -> bool:
         """Whether first-stage scores are the first step."""
         return bool(self.settings.blend)
+
+    @property
+    def statement(self) -> str:
+        """The promise in one sentence, or why nothing is promised."""
+        policy = self.settings.policy
+        if isinstance(policy, Certified):
+            return policy.statement
+        fallback = "No promise: exits were not fitted."
+        return str(self.settings.fitted.get("statement", fallback))
 
     @property
     def num_steps(self) -> int:

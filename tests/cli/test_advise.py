@@ -21,7 +21,7 @@ import torch
 import ponder
 from ponder.advice import Advice, race, timing
 from ponder.advice.promises import WAYS, Recorded, promise
-from ponder.cli import advise as command
+from ponder.cli.commands import advise as command
 from ponder.cli.show import show
 from ponder.deploy.folders import open_folder
 from tests.cli.conftest import NAMES, Folders

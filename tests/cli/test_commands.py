@@ -168,7 +168,7 @@ def test_predict_keeps_every_column_and_answers_as_the_model(
 def test_predict_survives_a_stop_and_goes_on(
     run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ponder.cli.predict._CHUNK", 100)
+    monkeypatch.setattr("ponder.cli.commands.predict._CHUNK", 100)
     whole = tmp_path / "whole.csv"
     part = tmp_path / "part.csv"
     arguments = ("predict", folders.exits, "--texts", folders.fresh, "--out")
@@ -263,7 +263,7 @@ def audits(folder: Path, reference: Path | None = None) -> int | None:
     """Return how many of four answers of a service were audited; None if it has no ledger."""
     from fastapi.testclient import TestClient
 
-    from ponder.cli.serve import app_of
+    from ponder.cli.commands.serve import app_of
     from ponder.deploy.server import Limits
 
     app = app_of(folder, Limits(), 1.0, None, reference)
@@ -328,7 +328,9 @@ def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: 
     out = tmp_path / "answers.csv"
     arguments = ["predict", folders.export, "--texts", folders.fresh, "--out", out]
     command = f"sys.argv[1:] = {[str(argument) for argument in arguments]!r}"
-    code = f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.serve\nmain()"
+    code = (
+        f"{blocked}{command}\nfrom ponder.cli import main\nimport ponder.cli.commands.serve\nmain()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],
@@ -342,7 +344,7 @@ def test_exports_run_without_torch_and_transformers(folders: Folders, tmp_path: 
 def test_serve_opens_folders_and_refuses_a_port_in_use(run: Run, folders: Folders) -> None:
     from fastapi.testclient import TestClient
 
-    from ponder.cli.serve import app_of
+    from ponder.cli.commands.serve import app_of
     from ponder.deploy.server import Limits
 
     texts = ["a b c", "d e"]
@@ -408,3 +410,26 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(
     done = subprocess.run([*program, *call], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+LISTED = """
+import sys
+from typer.testing import CliRunner
+from ponder.cli.app import app
+result = CliRunner().invoke(app, sys.argv[1:])
+assert result.exit_code == 0, result.output
+assert "Label texts by a reference" in result.output
+imported = [name for name in sys.modules if name.startswith("ponder.cli.commands.")]
+print(*imported, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "loaded"),
+    [(["--help"], "False"), (["label", "--help"], "ponder.cli.commands.label False")],
+)
+def test_the_file_of_the_called_command_alone_is_imported(call: list[str], loaded: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", LISTED, *call], check=True, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == loaded

@@ -105,7 +105,7 @@ def test_a_server_of_the_openai_shape_is_asked(folder: Path, server: str) -> Non
 def test_a_gateway_that_is_down_stops_the_command_with_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ponder.cli.label.Asking", partial(Asking, backoff=0.0))
+    monkeypatch.setattr("ponder.cli.commands.label.Asking", partial(Asking, backoff=0.0))
     calls = folder / "calls.txt"
     (folder / "down_in_test.py").write_text(
         "def ask(texts):\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import typer.main
 
 from docs.extensions import tables
@@ -108,8 +109,8 @@ def test_commands_exist(words: list[str]) -> None:
 def check_options(module: str, words: list[str]) -> None:
     """The command (where there are several) and the options are those of the module's `app`."""
     command: Any = typer.main.get_command(importlib.import_module(module).app)
-    if words and not words[0].startswith("-") and hasattr(command, "commands"):
-        command = command.commands[words[0]]
+    if words and not words[0].startswith("-") and hasattr(command, "resolve_command"):
+        _, command, _ = command.resolve_command(typer.Context(command), words)
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     for word in words:
         assert not word.startswith("--") or word.partition("=")[0] in options, (

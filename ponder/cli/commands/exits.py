@@ -5,20 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from ponder._utils.rounding import rounded_down
 from ponder.cascade.stages import classes_of
+from ponder.cli.options import (
+    SHARE,
+    Columns,
+    Confidence,
+    Json,
+    Labels,
+    Model,
+    NoHeader,
+    Out,
+    Seed,
+    TextsFile,
+)
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import Options, new_folder, probe_folder, progress
+from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.report import changed_texts, policy_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.classifiers import BATCH, FittedClassifier, fit_classifier
-from ponder.statistics.certificate import count, percent
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, count, percent
 
 __all__ = ["run"]
 
@@ -26,30 +40,68 @@ _FEWEST = 50  # of `fit_exits`
 
 
 def run(
-    model: str,
-    texts: Path,
-    out: Path,
-    reading: Options,
-    options: Options,
-    *,
-    as_json: bool,
+    model: Model,
+    texts: TextsFile,
+    out: Out,
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Annotated[
+        float | None,
+        typer.Option(
+            help=f"The share of answers that may differ; {LEVEL} by default.",
+            show_default=False,
+            **SHARE,
+        ),
+    ] = None,
+    confidence: Confidence = CONFIDENCE,
+    speed_up: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose exits for this speed-up in steps; the share that differs is promised.",
+            min=1.01,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
-    """Fit exits to a classifier, time them, and write the folder."""
+    """Train early exits for MODEL on texts without labels, and certify when to exit.
+
+    Example: `ponder exits my-model --texts traffic.csv --out exits`
+    """
+    if speed_up is not None and disagreement is not None:
+        raise ArgumentError(
+            "--speed-up",
+            expected="--speed-up or --disagreement, since one decides on the other",
+            got="both",
+            remedy="Leave one of them out.",
+        )
+    if disagreement is None:
+        disagreement = LEVEL
     probe_folder(out, "exits", model)
-    found = read_texts(texts, **reading).without_empty()
+    found = read_texts(texts, column, labels, header=not no_header).without_empty()
     if (distinct := len(set(found.texts))) < _FEWEST:
         expected = f"at least {_FEWEST} distinct texts (some 1,000 certify 1%)"
         remedy = "Name a file with more texts like those to come; they need no labels."
         got = f"{distinct} in {texts}"
         raise ArgumentError("--texts", expected=expected, got=got, remedy=remedy)
     with progress() as advance:
-        made = fit_classifier(model, found.texts, found.labels, progress=advance, **options)
-    outcome = _outcome(made, found, Path(model).name, out, options.get("speed_up"))
+        made = fit_classifier(
+            model,
+            found.texts,
+            found.labels,
+            speed_up=speed_up,
+            confidence=confidence,
+            seed=seed,
+            disagreement=disagreement,
+            progress=advance,
+        )
+    outcome = _outcome(made, found, Path(model).name, out, speed_up)
     with new_folder(out) as new:
         made.model.save_pretrained(new)
         Used.of(found.texts, taught=made.taught).write(new)
         outcome = keep(outcome, new, out)
-    show(outcome, as_json=as_json)
+    show(outcome, as_json=json)
 
 
 def _outcome(

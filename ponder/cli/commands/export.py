@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import typer
 
 from ponder._utils.rows import Text
 from ponder.cascade import Cascade
 from ponder.cascade.teaching import stages_statement
-from ponder.cli.cascade import facts_of, rows_of
+from ponder.cli.cascade_report import facts_of, rows_of
+from ponder.cli.options import Columns, Confidence, Json, NoHeader, Out, Promised
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import Options, new_folder, probe_folder, progress
-from ponder.cli.rerank import export_ranker, is_ranker
+from ponder.cli.output import new_folder, probe_folder, progress
+from ponder.cli.queries import read_pools
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.export import onnx
-from ponder.deploy.folders import Opened, open_folder, remember
-from ponder.deploy.int8 import cascade_onnx, certified_int8
+from ponder.deploy.folders import Opened, card_of, open_folder, remember
+from ponder.deploy.int8 import cascade_onnx, certified_int8, ranker_onnx
+from ponder.deploy.ranking import RERANK, Pool, Ranker
 from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
-from ponder.statistics.certificate import LEVEL
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = ["run"]
 
@@ -30,17 +34,35 @@ _SAME = "Answers and exits are those of the folder, within rounding."
 
 
 def run(
-    folder: Path,
-    out: Path,
-    texts: Path | None,
-    reading: Options,
-    *,
-    int8: bool,
-    disagreement: float | None,
-    confidence: float,
-    as_json: bool,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of exits, a cascade or a ranker that runs in PyTorch.", metavar="FOLDER"
+        ),
+    ],
+    out: Out,
+    to: Annotated[Literal["onnx"], typer.Option(help="The format to write.")] = "onnx",
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Quantise to 8 bits; the policy is chosen and certified anew on --texts.",
+        ),
+    ] = False,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="With --int8: the texts on which the policy is chosen and certified."),
+    ] = None,
+    column: Columns = None,
+    no_header: NoHeader = False,
+    disagreement: Promised = None,
+    confidence: Confidence = CONFIDENCE,
+    json: Json = False,
 ) -> None:
-    """Write an export of a folder; int8 needs texts, on which its policy is certified again."""
+    """Write FOLDER as ONNX graphs that exit early, which run without PyTorch.
+
+    Example: `ponder export exits --int8 --texts traffic.csv --out small`
+    """
     if int8 == (texts is None):
         raise ArgumentError(
             "--texts",
@@ -50,8 +72,8 @@ def run(
             remedy="Pass --int8 --texts FILE, or neither.",
         )
     probe_folder(out, "export", folder)
-    if is_ranker(folder):
-        export_ranker(folder, out, texts, as_json=as_json)
+    if (folder / RERANK).is_file():
+        _export_ranker(folder, out, texts, as_json=json)
         return
     opened = open_folder(folder)
     if isinstance(opened.model, OnnxModel):
@@ -61,7 +83,7 @@ def run(
     rows: list[Text] | None = None
     used = opened.used
     if texts is not None:
-        read = read_texts(texts, **reading, known=opened.columns).without_empty()
+        read = read_texts(texts, column, header=not no_header, known=opened.columns).without_empty()
         taught = opened.used.have_taught(read.texts)
         rows = read.take(np.flatnonzero(~taught).tolist()).texts
         used = used | Used.of(read.texts)
@@ -75,6 +97,28 @@ def run(
         outcome = write(opened, new, rows, level, confidence)
         used.write(new)
         outcome = keep(_outcome(outcome, opened, new, out, int8=int8), new, out)
+    show(outcome, as_json=json)
+
+
+def _export_ranker(folder: Path, out: Path, queries: Path | None, *, as_json: bool) -> None:
+    """Write a folder of `ponder rerank` as ONNX; with queries, in int8 and certified again."""
+    source = Ranker.load(folder)
+    pools: list[Pool] = []
+    if queries is not None:
+        pools = read_pools(queries)
+    used = Used.read(folder) | Used.of([pool.query for pool in pools])
+    with new_folder(out) as new:
+        statement = ranker_onnx(source, new, pools).statement
+        used.write(new)
+        facts = {
+            "command": "export",
+            "statement": statement,
+            "int8": queries is not None,
+            "reference": card_of(folder).get("reference"),
+        }
+        usage = usage_of(out, torch=False, ranks=True)
+        title = f"{folder.name} as ONNX graphs"
+        outcome = keep(Outcome(facts, [statement], title=title, usage=usage), new, out)
     show(outcome, as_json=as_json)
 
 

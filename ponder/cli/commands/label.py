@@ -6,60 +6,76 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ponder.cascade.asking import Ask, Asking, ReferenceDownError
 from ponder.cascade.clients import ChatLabels
 from ponder.cascade.live import BudgetSpentError, Live, LiveAnswers, Progress
 from ponder.cli.answers import answer_file, names_of_answers
+from ponder.cli.options import SHARE, Columns, Confidence, Json, NoHeader
 from ponder.cli.outcome import DataTable, Outcome
-from ponder.cli.output import Options, probe_file, progress
+from ponder.cli.output import probe_file, progress
 from ponder.cli.show import show
-from ponder.cli.texts import Texts, count, read_texts
+from ponder.cli.texts import Texts, read_texts
 from ponder.errors import ArgumentError
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
 
-__all__ = ["run"]
+__all__ = ["WAITING", "run"]
 
+WAITING = 3
+"""The exit code if texts have no answer."""
 _ANSWERS = ("label", "source")
 _SHOWN = 8
 """Classes that are shown, those that were asked about most."""
 
 
 def run(
-    texts: Path,
-    reference: str,
-    out: Path,
-    database: Path,
-    reading: Options,
-    *,
-    base_url: str,
-    labels: Path | None,
-    level: float,
-    confidence: float,
-    price: float | None,
-    limit_calls: int | None,
-    calls: Options,
-    as_json: bool,
-) -> int:
-    """Label a file, and return the exit code: 3 if some texts have no answer.
+    texts: Annotated[Path, typer.Argument(help="The file with the texts.", metavar="TEXTS")],
+    reference: Annotated[
+        str, typer.Option("--with", help="module:function, or openai:MODEL.", metavar="REFERENCE")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .csv, .jsonl or .parquet.")],
+    database: Annotated[
+        Path, typer.Option("--db", help="The SQLite file that keeps the answers of the reference.")
+    ],
+    column: Columns = None,
+    no_header: NoHeader = False,
+    level: Annotated[
+        float,
+        typer.Option(
+            "--level", "--disagreement", help="The share of answers that may differ.", **SHARE
+        ),
+    ] = LEVEL,
+    confidence: Confidence = CONFIDENCE,
+    labels: Annotated[
+        Path | None, typer.Option(help="With openai: a file with a label on each line.")
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option(help="With openai: the address of the server.")
+    ] = "https://api.openai.com/v1",
+    price: Annotated[float | None, typer.Option(min=0, help="The price of a call.")] = None,
+    limit_calls: Annotated[
+        int | None,
+        typer.Option(min=0, help="The limit of calls of this run; run it again to continue."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="The number of concurrent calls.")] = 1,
+    per_minute: Annotated[
+        float | None, typer.Option(min=1e-3, help="The limit of calls a minute.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Label texts by a reference, for example an LLM, and a cheap model that learns from it.
 
-    Args:
-        texts: The file.
-        reference: `module:function`, or `openai:MODEL`.
-        out: The file to write.
-        database: The SQLite file with answers and the ledger.
-        reading: Arguments of `read_texts`.
-        base_url: The address of a server with OpenAI's interface.
-        labels: With such a server, a file with a label on each line.
-        level: The share of answers that may differ.
-        confidence: Probability with which the promise holds.
-        price: Price of a call, or None.
-        limit_calls: Calls of this run at most; None for no limit.
-        calls: Arguments of `Asking`, the settings of the calls.
-        as_json: Whether to print JSON.
+    The share of wrong labels is promised.
+
+    Example: `ponder label texts.csv --with my_module:ask --out labelled.csv --db labels.db`
     """
     probe_file(out, [texts])
     ask = _reference(reference, base_url, labels)
-    found = read_texts(texts, **reading)
+    found = read_texts(texts, column, header=not no_header)
+    asking = Asking(concurrency=concurrency, per_minute=per_minute)
     with progress() as advance:
 
         def report(now: Progress) -> None:
@@ -69,7 +85,7 @@ def run(
                 phase = "label"  # the bar of a phase needs one name
             advance(phase, now.done, now.total)
 
-        live = Live(ask, level, confidence, database, asking=Asking(**calls), progress=report)
+        live = Live(ask, level, confidence, database, asking=asking, progress=report)
         if limit_calls is not None:
             live.budget = live.account.asked + limit_calls
         asked_before = live.account.asked
@@ -78,11 +94,10 @@ def run(
     _write(out, found, answers)
     table = _table(live, len(found), live.account.asked - asked_before, price)
     table.append(("written to", str(out)))
-    show(_outcome(live, dict(answers.errors), table), as_json=as_json)
+    show(_outcome(live, dict(answers.errors), table), as_json=json)
     live.close()
     if answers.errors:
-        return 3
-    return 0
+        raise typer.Exit(WAITING)
 
 
 def _write(out: Path, texts: Texts, answers: LiveAnswers) -> None:

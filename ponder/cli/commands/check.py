@@ -1,70 +1,120 @@
-"""The command `check`: is the promise of a folder kept on fresh rows?"""
+"""The command `check`: is the promise of a folder, or of a threshold, kept on fresh rows?"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
-from ponder.calibration import diagnose
+import numpy as np
+import typer
+
+from ponder._utils.seals import read_sealed
+from ponder.calibration import diagnosing
+from ponder.cli.answer_rows import AnswerRows
+from ponder.cli.options import Columns, Json, Labels, NoHeader, Promised
 from ponder.cli.outcome import Outcome
-from ponder.cli.output import Options
-from ponder.cli.rerank import read_pools
+from ponder.cli.queries import read_pools
 from ponder.cli.show import show
 from ponder.cli.texts import read_texts
 from ponder.deploy.checking import Checked, check
 from ponder.deploy.folders import Opened, OpenedRanker, open
+from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
+from ponder.statistics.answers import THRESHOLD, CertifiedAnswers
 from ponder.statistics.certificate import count
 
 __all__ = ["run"]
 
 
 def run(
-    folder: Path,
-    texts: Path,
-    reading: Options,
-    *,
-    level: float | None,
-    reference: str | None,
-    diagnosed: bool,
-    as_json: bool,
-) -> int:
-    """Judge the promise of a folder on rows that neither taught, chose nor certified.
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of another command, or the file that `ponder certify` wrote."
+        ),
+    ],
+    answers: Annotated[
+        Path | None, typer.Argument(help="Fresh answers, to check a file of `ponder certify`.")
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="Fresh texts, to check a folder; fresh queries for a ranker."),
+    ] = None,
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Promised = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The model whose answers were promised: a folder or a hub name. "
+            "Needed only if the model has moved."
+        ),
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Compare also with exits at fixed steps.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check the promise of FOLDER on fresh texts.
 
-    Args:
-        folder: The folder.
-        texts: The file of fresh texts, or of fresh queries for a ranker.
-        reading: Arguments of `read_texts`.
-        level: The level to judge; by default the one that is promised.
-        reference: The model whose answers were promised; by default the one that the folder names.
-        diagnosed: Whether to compare with blind choices too.
-        as_json: Whether to print JSON.
+    Exit code 0: kept, 1: broken, 3: not refuted, 2: a wrong call.
 
-    Returns:
-        The exit code of the verdict.
+    Example: `ponder check exits --texts fresh.csv`
     """
+    if answers is not None:
+        raise typer.Exit(_check_threshold(folder, answers, as_json=json))
+    if texts is None:
+        raise ArgumentError(
+            "--texts",
+            expected="fresh texts for a folder, or fresh answers behind a file of `certify`",
+            got="neither",
+            remedy="Name a file: --texts new.csv.",
+        )
     opened = open(folder)
     if isinstance(opened, OpenedRanker):
-        checked = check(opened, read_pools(texts), level=level)
-        return _show(opened, checked, [], [], as_json=as_json)
-    fresh = read_texts(texts, **reading, known=opened.columns).without_empty()
-    labels = fresh.numbered(opened.labels)
+        checked = check(opened, read_pools(texts), level=disagreement)
+        raise typer.Exit(_show(opened, checked, [], [], as_json=json))
+    fresh = read_texts(
+        texts, column, labels, header=not no_header, known=opened.columns
+    ).without_empty()
+    numbers = fresh.numbered(opened.labels)
     model = _reference(opened, reference)
-    checked = check(opened, fresh.texts, labels, reference=model, level=level)
+    checked = check(opened, fresh.texts, numbers, reference=model, level=disagreement)
     other = f"{100 * checked.other_answers:.2f}%"
     mean = f"{checked.mean_exit_step:.2f} of {opened.num_steps}"
     rows = [("policy", opened.policy.words()), ("other answers", f"{other}, at mean step {mean}")]
     remarks = []
-    if diagnosed:
-        diagnosis = diagnose(checked.record)
-        if labels is None:
+    if diagnose:
+        diagnosis = diagnosing.diagnose(checked.record)
+        if numbers is None:
             diagnosis = replace(diagnosis, metric="agreement with full depth")
         remarks.append(diagnosis.verdict)
         rows += _rows_of_steps(checked)
     elif checked.accuracy is not None:
         rows.append(("accuracy", f"{100 * checked.accuracy[-1]:.2f}% at full depth"))
-    return _show(opened, checked, rows, remarks, as_json=as_json)
+    raise typer.Exit(_show(opened, checked, rows, remarks, as_json=json))
+
+
+def _check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
+    """Judge the promise of a file of `ponder certify` on fresh rows, and return the exit code.
+
+    The file of fresh rows has the same columns.
+    """
+    certified = CertifiedAnswers.load(file)
+    card = read_sealed(file, THRESHOLD, "threshold").settings
+    rows = AnswerRows.read(answers, card["columns"])
+    fresh = rows.take(np.flatnonzero(Used.from_dict(card["used"]).fresh(rows.keys)).tolist())
+    verdict = certified.check(fresh.answers, fresh.confidences, fresh.references)
+    taken = float(certified.takes(fresh.confidences).mean())
+    facts = {**vars(verdict), "code": verdict.code, "taken": taken}
+    table = [("taken", f"{100 * taken:.1f}% of {len(fresh)} rows")]
+    if len(fresh) < len(rows):
+        table.append(("left out", f"{count(len(rows) - len(fresh), 'row')} that certified"))
+    show(Outcome(facts, [verdict.sentence], table), as_json=as_json)
+    return verdict.code
 
 
 def _rows_of_steps(checked: Checked) -> list[tuple[str, str]]:

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ponder.cli.answers import answer_file, names_of_answers
+from ponder.cli.options import Columns, Folder, Json, NoHeader, TextsFile
 from ponder.cli.outcome import Outcome
-from ponder.cli.output import Options, probe_file, progress, say
-from ponder.cli.rerank import read_pools
+from ponder.cli.output import probe_file, progress, say
+from ponder.cli.queries import read_pools
 from ponder.cli.show import show
 from ponder.cli.texts import Texts, read_texts
 from ponder.deploy.folders import Opened, OpenedRanker, open
@@ -29,17 +32,37 @@ _STDOUT = "-"
 
 
 def run(
-    folder: Path, texts: Path, out: Path, reading: Options, *, resume: bool, as_json: bool
-) -> int:
-    """Write the answers to texts, or the orders of a ranker; return the exit code."""
+    folder: Folder,
+    texts: TextsFile,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file to write: .csv, .jsonl or .parquet; "
+            "- writes JSON lines to the standard output."
+        ),
+    ],
+    column: Columns = None,
+    no_header: NoHeader = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after the answers that are in --out already.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Answer every text at its exit, and write the answers beside the columns of the file.
+
+    Exit code 1 if a text has no answer.
+
+    Example: `ponder predict exits --texts new.csv --out answers.csv`
+    """
     to_file = str(out) != _STDOUT
     if to_file:
         probe_file(out, [texts, folder])
         _check_new(out, resume=resume)
     opened = open(folder)
     if isinstance(opened, OpenedRanker):
-        return _rank(opened, texts, out, as_json=as_json)
-    given = read_texts(texts, **reading, known=opened.columns)
+        _rank(opened, texts, out, as_json=json)
+        return
+    given = read_texts(texts, column, header=not no_header, known=opened.columns)
     written = _write_answers(opened, given, out, to_file=to_file)
     unanswered = sum(written.reasons.values())
     mean = sum(written.steps) / max(len(written.steps), 1)
@@ -56,12 +79,11 @@ def run(
     sentences = [f"{answers} in {out}; mean exit step {mean:.2f} of {opened.num_steps}."]
     if written.kept:
         sentences.append(f"{count(written.kept, 'answer')} more from an earlier run.")
-    show(Outcome(facts, sentences), as_json=as_json, to_stderr=not to_file)
+    show(Outcome(facts, sentences), as_json=json, to_stderr=not to_file)
     for reason, number in written.reasons.items():
         say(f"{count(number, 'text')} without an answer: {reason}. The label is empty.")
     if unanswered:
-        return UNANSWERED
-    return 0
+        raise typer.Exit(UNANSWERED)
 
 
 @dataclass(frozen=True)
@@ -136,7 +158,7 @@ def _reason(error: Exception | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _rank(opened: OpenedRanker, queries: Path, out: Path, *, as_json: bool) -> int:
+def _rank(opened: OpenedRanker, queries: Path, out: Path, *, as_json: bool) -> None:
     """Write the order of each query's candidates as JSON lines."""
     pools = read_pools(queries)
     file = answer_file(out, ["query", "ranking"])
@@ -150,4 +172,3 @@ def _rank(opened: OpenedRanker, queries: Path, out: Path, *, as_json: bool) -> i
     said = f"{count(len(pools), 'ranking')} in {out}."
     outcome = Outcome({"queries": len(pools), "out": str(out)}, [said])
     show(outcome, as_json=as_json, to_stderr=str(out) == _STDOUT)
-    return 0

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ponder.advice import Advice, Way, advise
+from ponder.cli.options import (
+    Columns,
+    Confidence,
+    Json,
+    Labels,
+    Level,
+    Model,
+    NoHeader,
+    Seed,
+    TextsFile,
+)
 from ponder.cli.outcome import DataTable, Outcome, usage_of
-from ponder.cli.output import Options, new_folder, probe_folder, progress
+from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
-from ponder.statistics.certificate import count
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
 
 __all__ = ["outcome_of", "run"]
 
@@ -41,21 +54,57 @@ _UNKNOWN = "–"
 _TICKS = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
 
 
+def _seconds(given: str) -> float:
+    """Return a time as seconds: ``"5ms"``, ``"0.2s"`` or ``"0.2"``."""
+    if not re.fullmatch(r"\d*\.?\d+(ms|s)?", given):
+        raise typer.BadParameter(f"expected a time, got {given}. Write 5ms, say.")
+    if given.endswith("ms"):
+        return float(given.removesuffix("ms")) / 1e3
+    return float(given.removesuffix("s"))
+
+
 def run(
-    model: str,
-    texts: Path,
-    out: Path | None,
-    reading: Options,
-    options: Options,
-    *,
-    as_json: bool,
+    model: Model,
+    texts: TextsFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for the winner; without it nothing is written."),
+    ] = None,
+    column: Columns = None,
+    labels: Labels = None,
+    no_header: NoHeader = False,
+    disagreement: Level = LEVEL,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            help="Take the most faithful way that answers 95% of single texts in this time, "
+            "for example 5ms.",
+            parser=_seconds,
+            metavar="TIME",
+        ),
+    ] = None,
+    confidence: Confidence = CONFIDENCE,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
-    """Race the ways, print the table, and write the winner to `out`, if it is named."""
+    """Compare ways to make MODEL cheaper on your texts and this machine, and recommend one.
+
+    Example: `ponder advise my-model --texts traffic.csv --out advised`
+    """
     if out is not None:
         probe_folder(out, "advise", model)
-    found = read_texts(texts, **reading).without_empty()
+    found = read_texts(texts, column, labels, header=not no_header).without_empty()
     with progress() as advance:
-        advice = advise(model, found.texts, found.labels, **options, progress=advance)
+        advice = advise(
+            model,
+            found.texts,
+            found.labels,
+            disagreement=disagreement,
+            confidence=confidence,
+            within=within,
+            seed=seed,
+            progress=advance,
+        )
     facts = {
         "command": "advise",
         "columns": list(found.columns),
@@ -64,14 +113,14 @@ def run(
     }
     name = Path(model).name
     if out is None:
-        show(outcome_of(advice, facts, name), as_json=as_json)
+        show(outcome_of(advice, facts, name), as_json=json)
         return
     facts["reference"] = remember(model, out)
     with new_folder(out) as new:
         advice.save(new)
         Used.of(found.texts, taught=advice.taught).write(new)
         outcome = keep(outcome_of(advice, facts, name, out), new, out)
-    show(outcome, as_json=as_json)
+    show(outcome, as_json=json)
 
 
 def outcome_of(

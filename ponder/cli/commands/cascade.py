@@ -3,55 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ponder._utils.rows import Text
-from ponder.calibration.cascades import CascadeReport
-from ponder.cascade.teaching import Taught, teach
+from ponder.cascade import teaching
+from ponder.cli.cascade_report import facts_of, rows_of
+from ponder.cli.options import Columns, Confidence, Json, Level, NoHeader, Out, TextsFile
 from ponder.cli.outcome import Outcome, usage_of
-from ponder.cli.output import Options, new_folder, probe_folder
+from ponder.cli.output import new_folder, probe_folder
 from ponder.cli.report import changed_texts, policy_figure, student_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
 from ponder.deploy.used import Used
-from ponder.statistics.certificate import count
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
 
-__all__ = ["facts_of", "rows_of", "run"]
-
-_FACTS = ("met", "observed", "speed_up", "chosen_on", "certified_on", "shares", "seconds")
+__all__ = ["run"]
 
 
 def run(
-    model: Path,
-    texts: Path,
-    more: Path | None,
-    out: Path,
-    reading: Options,
-    options: Options,
-    *,
-    as_json: bool,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a classifier, of exits or of an export.", metavar="MODEL"
+        ),
+    ],
+    texts: TextsFile,
+    out: Out,
+    teach: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of texts that only train the student, for example MODEL's training texts."
+        ),
+    ] = None,
+    column: Columns = None,
+    no_header: NoHeader = False,
+    disagreement: Level = LEVEL,
+    confidence: Confidence = CONFIDENCE,
+    json: Json = False,
 ) -> None:
-    """Teach a student the answers of a model, certify the cascade, and write it.
+    """Train a cheap student on MODEL's answers, and let it answer the texts of which it is certain.
 
-    Args:
-        model: The folder of the model.
-        texts: The file of texts.
-        more: A file of texts that only teach.
-        out: The folder to write.
-        reading: Arguments of `read_texts`.
-        options: Arguments of `ponder.cascade.teaching.teach`.
-        as_json: Whether to print JSON.
+    Its threshold is certified.
+
+    Example: `ponder cascade my-model --texts traffic.csv --out cascade`
     """
     probe_folder(out, "cascade", model)
-    found = read_texts(texts, **reading).without_empty()
-    only_teach: list[Text] = []
-    if more is not None:
-        only_teach = read_texts(more, **reading).without_empty().texts
+    found = read_texts(texts, column, header=not no_header).without_empty()
+    more: list[Text] = []
+    if teach is not None:
+        more = read_texts(teach, column, header=not no_header).without_empty().texts
     before = Used.read(model)
     must_teach = before.have_taught(found.texts)
-    made = teach(model, found.texts, only_teach, must_teach=must_teach, **options)
+    made = teaching.teach(
+        model,
+        found.texts,
+        more,
+        must_teach=must_teach,
+        level=disagreement,
+        confidence=confidence,
+    )
     report = made.report
-    level = options["level"] if report.met else None
+    level = disagreement if report.met else None
     sides = f"teach {len(made.taught)}, choose {report.chosen_on}, certify {report.certified_on}"
     rows = [("texts", f"{count(len(found), 'text')}: {sides}"), *rows_of(report)]
     draw = policy_figure
@@ -80,26 +95,10 @@ def run(
         made.cascade.save(new)
         (before | Used.of([*made.taught, *made.rest], taught=made.taught)).write(new)
         outcome = keep(outcome, new, out)
-    show(outcome, as_json=as_json)
+    show(outcome, as_json=json)
 
 
-def facts_of(report: CascadeReport) -> dict[str, object]:
-    """Return the results of certifying a cascade, as plain values."""
-    return {name: getattr(report, name) for name in _FACTS}
-
-
-def rows_of(report: CascadeReport) -> list[tuple[str, str]]:
-    """Return the results of certifying a cascade, as rows of the table."""
-    observed = f"{100 * report.observed:.2f}% of {report.certified_on} texts that chose nothing"
-    return [
-        ("policy", report.policy.words()),
-        ("student answers", f"{100 * report.shares[0]:.1f}%"),
-        ("other answers", observed),
-        ("seconds", f"×{report.speed_up:.2f}, as measured while certifying"),
-    ]
-
-
-def _remarks(made: Taught) -> list[str]:
+def _remarks(made: teaching.Taught) -> list[str]:
     """Return the gain of more texts, or that the student replaces the model.
 
     The gain is judged by what the second half of the texts has brought.

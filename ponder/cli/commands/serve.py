@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
+from typing import Annotated
 
+import typer
 import uvicorn
 from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
 from ponder.cascade.stages import stage_of
-from ponder.cli.output import Options, say
+from ponder.cli.options import Folder
+from ponder.cli.output import say
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.folders import FullDepth, Opened, OpenedRanker, open
 from ponder.deploy.server import Limits, create_app, ledger_of
@@ -24,28 +27,61 @@ _GRACE = 10  # seconds after the deadline until a stopping service drops its req
 
 
 def run(
-    folder: Path,
-    host: str,
-    port: int,
-    given: Options,
-    audit_share: float,
-    audit_file: Path | None,
-    reference: Path | None = None,
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8000,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="The largest number of texts in a batch.")
+    ] = 32,
+    max_waiting: Annotated[
+        int,
+        typer.Option(min=1, help="The number of texts that may wait; more are refused with 429."),
+    ] = 1024,
+    max_texts: Annotated[
+        int, typer.Option(min=1, help="The largest number of texts in a request.")
+    ] = 64,
+    max_body: Annotated[
+        int, typer.Option(min=1, help="The largest size of a request, in bytes.")
+    ] = 1 << 16,
+    deadline: Annotated[
+        float, typer.Option(min=0, help="The seconds that a request may take; 0 sets no limit.")
+    ] = 30.0,
+    fixed_policy: Annotated[
+        bool, typer.Option("--fixed-policy", help="Refuse thresholds in requests.")
+    ] = False,
+    audit_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The share of early answers, under a promise, that are checked at full depth.",
+        ),
+    ] = 0.05,
+    audit_file: Annotated[
+        Path | None,
+        typer.Option(help="The file in which audits are kept over restarts."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The folder whose full depth was promised, that before --int8 say."),
+    ] = None,
 ) -> None:
-    """Serve a folder until SIGINT or SIGTERM; accepted requests are answered first.
+    """Answer texts over HTTP: /predict (or /rank), /health, /metrics and /docs.
 
-    Args:
-        folder: The folder.
-        host: The address to listen on.
-        port: The port to listen on.
-        given: Arguments of `Limits`.
-        audit_share: Share of the early answers that are audited.
-        audit_file: The file of the ledger.
-        reference: The folder whose full depth was promised.
+    Example: `ponder serve exits --port 8000`
     """
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    limits = Limits(**given)
+    limits = Limits(
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_texts=max_texts,
+        max_body=max_body,
+        deadline=deadline or None,
+        fixed_policy=fixed_policy,
+    )
     grace: int | None = None
     if limits.deadline is not None:
         grace = int(limits.deadline) + _GRACE
