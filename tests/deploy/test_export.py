@@ -267,7 +267,7 @@ def test_faults_name_their_cause_and_leave_nothing(tmp_path: Path) -> None:
 @policies.register("export-smoothed")
 @dataclass(frozen=True)
 class Smoothed(policies.ExitPolicy):
-    """The policy of docs/extend-policy.md."""
+    """The policy of docs/extend.md."""
 
     level: float
     needs = frozenset({"hazard"})
