@@ -716,8 +716,7 @@ NO_RESULTS: dict[str, str] = {
     "docs/exits.md": "0 1 1% 2 2% 3 20% 40% 40% 95% 299 750",
     "docs/export.md": "5.24 8 200",
     "docs/extend.md": "0 1 1 1 2 3 4",
-    "docs/halting.md": "0 0.1 0.5 0.95 1 1 1 1 2 12 31% 59% 2015 2016 2022",
-    "docs/how-it-works.md": "1",
+    "docs/ideas.md": "0 0.5 0.95 1 1 1 1 1 2 12 2015 2016 2022",
     "docs/index.md": "3.11 60",
     "docs/live.md": (
         "0 0.8 0.9 2% 2% 2% 2% 5 5% 5% 5% 5% 8 8 16 20% 21% 50 95% 500 750 1,200 2,400 "
