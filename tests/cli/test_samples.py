@@ -23,7 +23,7 @@ ROW = re.compile(r"^([a-z][a-z0-9 -]*?[a-z0-9])  +\S", re.M)
 def constants(folder: Path) -> set[str]:
     """Return the texts that stand in the code of a folder, also inside of others."""
     found = set[str]()
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)
@@ -36,8 +36,9 @@ def test_a_sample_is_of_todays_command(name: str) -> None:
     assert command == SAMPLES[name].format(port="8000")
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    parameters = group.commands[command.split()[1]].params
-    known = {option for parameter in parameters for option in parameter.opts}
+    _, called, _ = group.resolve_command(typer.Context(group), command.split()[1:])
+    assert called is not None
+    known = {option for parameter in called.params for option in parameter.opts}
     assert set(re.findall(r"--[\w-]+", command)) <= known
 
 
