@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import as_like, namespace, softmax
+from ponder._utils.arrays import as_like, namespace, on_host, softmax
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, PolicyBatch, PolicyState, StepView
 from ponder.running.readings import RowState, read_step
@@ -159,18 +159,19 @@ def ask(policy: ExitPolicy, view: StepView, state: PolicyState) -> Decision:
     exits, state = policy.decide(view, state)
     if isinstance(exits, bool):
         return Decision(exits, state)
-    if getattr(exits, "shape", None) != view.index.shape or "bool" not in str(exits.dtype):
+    mask = None
+    if getattr(exits, "shape", None) == view.index.shape:
+        mask = on_host(exits)
+    if mask is None or mask.dtype != np.bool_:
         expected = f"bool, shape ({len(view.index)},): one answer for each running row"
         got = type(exits).__name__
         if hasattr(exits, "dtype"):
             got = f"{exits.dtype} {tuple(exits.shape)}"
         remedy = "Compare per row, and reduce over every dimension but the first."
         raise ArgumentError(f"exit mask of {policy!r}", expected=expected, got=got, remedy=remedy)
-    if not isinstance(exits, np.ndarray):
-        exits = exits.detach().cpu().numpy()
-    count = int(np.count_nonzero(exits))
-    if 0 < count < len(exits):
-        return Decision(exits, state)
+    count = int(np.count_nonzero(mask))
+    if 0 < count < len(mask):
+        return Decision(mask, state)
     return Decision(count > 0, state)
 
 
