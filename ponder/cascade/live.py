@@ -114,6 +114,7 @@ class _Call:
     elsewhere: dict[str, list[int]] = field(default_factory=dict)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     predicted_by: Cheap | None = None
+    sorted_by: Cheap | None = None
     held: dict[int, float] = field(default_factory=dict)  # a row that waits for audits under way
     waits: bool = False  # whether the next row waits for calls under way
     down: ReferenceDownError | None = None  # the error of all further rows
@@ -380,16 +381,18 @@ class Live:
         if call.predicted_by is not model:
             call.predicted_by = model
             call.predictions.clear()
-            self._sort_if_due(call, model)
+        self._sort_if_due(call, model)
         if all(position in call.predictions for position in call.order.upcoming(_CHUNK)):
             return
         self._predict_rows(call, model, call.order.upcoming(_BLOCK))
 
     def _sort_if_due(self, call: _Call, model: Cheap) -> None:
         """Sort a batch by the doubts of a cheap model that learns, once a sample was answered."""
-        sampled = self.account.answers >= SAMPLE * call.end
-        if not call.finite or not self._learner.can_learn or not sampled:
+        if not call.finite or not self._learner.can_learn or call.sorted_by is model:
             return
+        if self.account.answers < SAMPLE * call.end:
+            return
+        call.sorted_by = model
         waiting = call.order.upcoming(len(call.order))
         self._predict_rows(call, model, waiting)
         call.order.sort([call.predictions[position].doubt for position in waiting])

@@ -35,6 +35,7 @@ class Order:
 
     def __init__(self, rows: Sequence[int]) -> None:
         self._rows = deque(rows)
+        self._places = {row: place for place, row in enumerate(rows)}
         self._put_back = deque[int]()
         self._doubts: NDArray[np.float64] | None = None
         self._taken_first = 0  # rows that were taken from the doubtful end of the sorted ones
@@ -76,13 +77,16 @@ class Order:
     def sort(self, doubts: Sequence[float]) -> None:
         """Sort the rows that wait; those that were put back stay the next ones.
 
+        Rows of equal doubt come in the order that they had at first, so that a run that was stopped
+        goes on in the order of one that was not.
+
         Args:
             doubts: The doubt of each, in the order of `upcoming`.
         """
         first = len(self._put_back)
         rows = list(self._rows)
         of_rows = np.asarray(doubts[first:], dtype=np.float64)
-        order = np.argsort(-of_rows, kind="stable")
+        order = np.lexsort(([self._places[row] for row in rows], -of_rows))
         self._rows = deque(rows[place] for place in order.tolist())
         self._doubts = of_rows[order]
         self._taken_first = 0

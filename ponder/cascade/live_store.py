@@ -30,11 +30,12 @@ from ponder.statistics.ledger import Ledger
 
 __all__ = ["Account", "Known", "Lesson", "Row", "Store"]
 
-_FORMAT = "ponder-live-3"
+_FORMAT = "ponder-live-4"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT, probability REAL
+    key TEXT PRIMARY KEY, text TEXT, label TEXT, owner TEXT, probability REAL, arrived INTEGER
 );
+CREATE INDEX IF NOT EXISTS arrived ON answers (arrived);
 CREATE TABLE IF NOT EXISTS rows (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, key TEXT, cheap TEXT, doubt REAL, probability REAL,
     audited INTEGER, differs INTEGER
@@ -42,6 +43,12 @@ CREATE TABLE IF NOT EXISTS rows (
 CREATE INDEX IF NOT EXISTS pending ON rows (key) WHERE audited AND differs IS NULL;
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT);
 """
+# Answers are numbered as they are written: the first of them taught the present cheap model, also
+# where rows were asked in another order.
+_ANSWERED = (
+    "UPDATE answers SET label = ?, owner = NULL, "
+    "arrived = (SELECT IFNULL(MAX(arrived), 0) + 1 FROM answers)"
+)
 
 
 @dataclass
@@ -209,7 +216,7 @@ class Store:
                 picked for its doubt.
         """
         self._hold()
-        command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?, ?)"
+        command = "INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?, ?, NULL)"
         self._data.execute(command, (key, row, self.owner, probability))
 
     def release_now(self, key: str) -> None:
@@ -253,8 +260,7 @@ class Store:
 
     def write_answer(self, key: str, label: Any) -> None:
         """Write an answer, inside the transaction that settles it."""
-        command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ?"
-        self._data.execute(command, (json.dumps(label), key))
+        self._data.execute(f"{_ANSWERED} WHERE key = ?", (json.dumps(label), key))
 
     def shorten_journal(self, written: int) -> None:
         """Note that a transaction wrote some answers; a journal without others is emptied."""
@@ -309,7 +315,7 @@ class Store:
         with self._lock:
             query = (
                 "SELECT text, label, probability FROM answers WHERE label IS NOT NULL "
-                "ORDER BY rowid"
+                "ORDER BY arrived"
             )
             found = self._data.execute(query).fetchall()
         return [Lesson(json.loads(row), json.loads(label), share) for row, label, share in found]
@@ -361,7 +367,7 @@ class Store:
         """Write a journal's answers that the database lacks, and release its process's claims."""
         journal = self._file_of(owner, "journal")
         with self.transaction():
-            command = "UPDATE answers SET label = ?, owner = NULL WHERE key = ? AND owner = ?"
+            command = f"{_ANSWERED} WHERE key = ? AND owner = ?"
             for key, label in _journal(journal):
                 self._data.execute(command, (json.dumps(label), key, owner))
             command = "DELETE FROM answers WHERE label IS NULL AND owner = ?"
