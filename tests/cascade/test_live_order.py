@@ -136,7 +136,7 @@ def test_a_batch_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
 
     whole = run(tmp_path / "whole.db", ROWS + 1)
     before = list[tuple[str, int]]()
-    for calls in (150, 600, 30, 60, ROWS + 1):
+    for calls in (150, 500, 30, 60, ROWS + 1):
         data = sqlite3.connect(path)
         under_way = set[int]()
         if before:
