@@ -86,7 +86,8 @@ class Order:
         first = len(self._put_back)
         rows = list(self._rows)
         of_rows = np.asarray(doubts[first:], dtype=np.float64)
-        order = np.lexsort(([self._places[row] for row in rows], -of_rows))
+        places = np.array([self._places[row] for row in rows])
+        order = np.lexsort((places, -of_rows))
         self._rows = deque(rows[place] for place in order.tolist())
         self._doubts = of_rows[order]
         self._taken_first = 0
