@@ -1,6 +1,6 @@
 """Policies against the lines that decide in official codes: ties, equalities, and the last step.
 
-Repository, commit and lines of each stand in `docs/recipes.md`. Where a policy differs on purpose,
+Repository, commit and lines of each stand in `docs/appendix.md`. Where a policy differs on purpose,
 the difference is a case, too.
 """
 
