@@ -130,7 +130,7 @@ def _evaluate(
     advice: Advice, texts: Texts, level: float, seed: int, timed: Timed
 ) -> dict[str, Any]:
     """Return all ways on the test texts, and whether choice and promise were right."""
-    ways = [way for way in advice.ways if way.name != "blind mix"]
+    ways = [way for way in advice.ways if not way.spec.blind]
     full = ways[0].model
     full_labels = full.predict(texts.test).labels
     rows = [_on_test(way, full_labels, texts) for way in ways]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ponder.advice.promises import WAYS, Recorded, promise
+from ponder.advice.promises import Recorded, promise
+from ponder.advice.specs import WAYS, Depth, WaySpec
 from ponder.calibration.records import Record
 
 __all__ = ["redraw"]
@@ -15,8 +16,8 @@ POPULATION = 20_000
 STEPS = 4
 CLASSES = 4
 CONFIDENCE = 0.95
-_SECONDS = {"": 1.0, "int8": 0.5}
-"""Seconds of the model for a text, by which the winner is chosen."""
+_INT8 = 0.5
+"""Seconds of the model in int8 for a text, as a multiple of the model's, to choose the winner."""
 
 
 def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
     for _ in range(redraws):
         seen = whole.taken(draw.integers(0, POPULATION, rows))
         seen = Recorded(np.arange(rows), seen.exits, seen.student, seen.int8)
-        wrong = dict[str, bool]()
-        costs = dict[str, float]()
+        wrong = dict[WaySpec, bool]()
+        costs = dict[WaySpec, float]()
         for way in WAYS:
             made = promise(seen, way, level, per_way)
             wrong[way] = made.met and _risk(whole, way, made.policy) > level
@@ -48,7 +49,9 @@ def redraw(redraws: int, rows: int, level: float) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "population": POPULATION,
     }
-    counts = {way: {"met": met[way] / redraws, "broken": broken[way] / redraws} for way in WAYS}
+    counts = {
+        way.name: {"met": met[way] / redraws, "broken": broken[way] / redraws} for way in WAYS
+    }
     return {
         "settings": settings,
         "any_broken": any_broken / redraws,
@@ -69,23 +72,22 @@ def _population(draw: np.random.Generator) -> Recorded:
     return Recorded(np.arange(POPULATION), exits, student, int8)
 
 
-def _risk(whole: Recorded, way: str, policy: Any) -> float:
+def _risk(whole: Recorded, way: WaySpec, policy: Any) -> float:
     """Return the disagreement of a policy with the full model on the whole population."""
-    deep: Any = whole.int8 if way.startswith("int8") else whole.exits
-    if "cascade" in way:
+    deep: Any = whole.int8 if way.int8 else whole.exits
+    if way.student:
         assert whole.student is not None
-        deep = np.concatenate(
-            [whole.student[:, None], deep if way.endswith("exits") else deep[:, -1:]], axis=1
-        )
+        behind = deep if way.depth is Depth.EXITS else deep[:, -1:]
+        deep = np.concatenate([whole.student[:, None], behind], axis=1)
     record = Record(deep, None, whole.ids, task="classification")
     steps = record.exit_steps(policy)
     answers = deep[np.arange(POPULATION), steps - 1].argmax(-1)
     return float((answers != whole.exits[:, -1].argmax(-1)).mean())
 
 
-def _cost(way: str, depth: Any) -> float:
+def _cost(way: WaySpec, depth: Any) -> float:
     """Return the mean seconds of a text, as a multiple of the full model's."""
-    student = "cascade" in way
-    steps = STEPS if way.endswith(("exits", "step")) else 1
-    behind = np.minimum((depth - student) / steps, 1.0).mean()
-    return float(0.03 * student + _SECONDS["int8" if way.startswith("int8") else ""] * behind)
+    steps = 1 if way.depth is Depth.FULL else STEPS
+    behind = np.minimum((depth - way.student) / steps, 1.0).mean()
+    seconds = _INT8 if way.int8 else 1.0
+    return float(0.03 * way.student + seconds * behind)

@@ -23,6 +23,7 @@ from ponder._utils.rounding import rounded_up
 from ponder._utils.rows import Text
 from ponder.advice.material import Material
 from ponder.advice.race import Race, Settings
+from ponder.advice.specs import BEST_STEP, EXITS, INT8, Depth, WaySpec
 from ponder.advice.timing import padded_positions
 from ponder.advice.ways import SavableModel, Way
 from ponder.integrations.transformers.exits import Progress
@@ -37,6 +38,17 @@ _WAITED = 0.3
 """The share of the timing that this process waited for a core, above which load is reported."""
 _BUSY = 1.3
 """Slowest round ÷ median round of the model as it is, above which load is reported."""
+_COLUMNS = (
+    "name",
+    "disagreement",
+    "promise",
+    "accuracy",
+    "megabytes",
+    "needs_torch",
+    "seconds",
+    "alone",
+    "speed_up",
+)
 _LEVELS = (0.005, 0.01, 0.02, 0.05)
 _DEEP = 12
 """Layers of a model on which exits save much."""
@@ -82,7 +94,7 @@ class Advice:
         """The ways as rows of plain values."""
         rows: list[dict[str, object]] = []
         for way in self.ways:
-            row = {name: value for name, value in vars(way).items() if name != "model"}
+            row = {each: getattr(way, each) for each in _COLUMNS}
             rows.append({**row, "wins": way is self.winner})
         return rows
 
@@ -152,11 +164,11 @@ def _advice_of(race: Race) -> Advice:
     material = race.material
     level = race.settings.level
     # Costs by numbers of texts are those of the winner, or of exits if it is not certified by them.
-    name = "exits"
-    if winner.name.endswith(("exits", "cascade")):
-        name = winner.name
+    shown = EXITS
+    if winner.spec.student or winner.spec.depth is Depth.EXITS:
+        shown = winner.spec
     sizes = [len(race.recorded.ids) // divisor for divisor in (4, 2, 1)]
-    curve = tuple((size, race.relative_cost(name, size)) for size in sizes)
+    curve = tuple((size, race.relative_cost(shown, size)) for size in sizes)
     levels = sorted({*_LEVELS, level})
     statement: str | None = None
     if winner is not race.ways[0] and winner.promise <= level:
@@ -166,12 +178,12 @@ def _advice_of(race: Race) -> Advice:
         ways=tuple(race.ways),
         winner=winner,
         sentence=choice.reason,
-        remarks=tuple(_remarks(race, curve, name)),
+        remarks=tuple(_remarks(race, curve, shown)),
         texts=(len(material.teaching), len(sides.choosing), len(sides.certifying)),
         threads=torch.get_num_threads(),
-        changed=race.changed(winner.name),
+        changed=race.changed(winner.spec),
         curve=curve,
-        moves=tuple((each, race.relative_cost(name, level=each)) for each in levels),
+        moves=tuple((each, race.relative_cost(shown, level=each)) for each in levels),
         statement=statement,
         confidence=race.settings.confidence,
         taught=tuple(material.taught_texts),
@@ -202,10 +214,10 @@ def _choose(race: Race) -> _Choice:
         )
     best = max(faster, key=lambda way: way.speed_up[0])
     explanations = {
-        "best fixed step": ", which is the model cut there",
-        "int8": ", without exits",
+        BEST_STEP: ", which is the model cut there",
+        INT8: ", without exits",
     }
-    explanation = explanations.get(best.name, "")
+    explanation = explanations.get(best.spec, "")
     median, low, high = best.speed_up
     speed = f"×{median:.2f} in seconds ({low:.2f} to {high:.2f})"
     return _Choice(best, _promise(race, f"Take {best.name}{explanation}, {speed}"))
@@ -216,7 +228,7 @@ def _choose_within(race: Race, limit: float) -> _Choice:
     as_it_is = race.ways[0]
     level = race.settings.level
     time = f"{1e3 * limit:.3g} ms"
-    fast = [way for way in race.ways if way.alone[1] <= limit and way.name != "blind mix"]
+    fast = [way for way in race.ways if way.alone[1] <= limit and not way.spec.blind]
     if not fast:
         return _Choice(as_it_is, _none_within(race, time))
 
@@ -258,20 +270,20 @@ def _promise(race: Race, rule: str) -> str:
     ).sentence
 
 
-def _remarks(race: Race, curve: Sequence[tuple[int, float]], name: str) -> list[str]:
+def _remarks(race: Race, curve: Sequence[tuple[int, float]], shown: WaySpec) -> list[str]:
     """Return advice on what would help, and observations.
 
     Args:
         race: The race.
-        curve: Costs of the way `name` by numbers of texts.
-        name: The way whose costs are shown.
+        curve: Costs of a way by numbers of texts.
+        shown: That way.
     """
     remarks: list[str] = []
     if race.stopped:
         remarks.append("Stopped: these ways were ready.")
     remarks += _remarks_on_texts(race, curve)
     steps = race.material.model.ponder.num_steps
-    if steps < _DEEP and name == "exits" and curve[-1][1] > 0.67:
+    if steps < _DEEP and shown is EXITS and curve[-1][1] > 0.67:
         remarks.append(f"{steps} layers are few to skip: a twelve-layer model gains more by exits.")
     remarks += _remarks_on_time(race)
     return remarks
@@ -298,7 +310,7 @@ def _remarks_on_texts(race: Race, curve: Sequence[tuple[int, float]]) -> list[st
         remarks.append(
             "The model gives all of these texts one answer: give texts on which its answers differ."
         )
-    quantised = race.promises.get("int8")
+    quantised = race.promises.get(INT8)
     if quantised is not None and not quantised.met and rows >= needed:
         differ = int((quantised.answers != material.answers).sum())
         least = rounded_up(100 * upper_bound(differ, rows, confidence), 2)

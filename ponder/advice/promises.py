@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
+from ponder.advice.specs import Depth, WaySpec
 from ponder.calibration.cascades import certify_cascade
 from ponder.calibration.certifying import candidates, certify
 from ponder.calibration.records import Floats, Ints, Record
@@ -22,19 +23,8 @@ from ponder.policies import FixedStep, LastStep
 from ponder.policies.base import ExitPolicy
 from ponder.statistics.bounds import rows_needed
 
-__all__ = ["COSTS", "WAYS", "Promise", "Recorded", "Sides", "promise"]
+__all__ = ["COSTS", "Promise", "Recorded", "Sides", "promise"]
 
-WAYS = (
-    "best fixed step",
-    "exits",
-    "cascade",
-    "cascade + exits",
-    "int8",
-    "int8 + exits",
-    "int8 cascade",
-    "int8 cascade + exits",
-)
-"""The ways that are certified."""
 COSTS = (0.03, 1.0)
 """Costs of a student and of a model, whose seconds differ by 20 times or more."""
 
@@ -102,12 +92,12 @@ class Promise:
     depth: Ints
 
 
-def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promise:
-    """Choose the policy of one of the `WAYS`, and certify how often its answers differ.
+def promise(seen: Recorded, way: WaySpec, level: float, confidence: float) -> Promise:
+    """Choose the policy of a way, and certify how often its answers differ.
 
     Args:
         seen: The recorded answers.
-        way: The name of the way.
+        way: One of `ponder.advice.specs.WAYS`.
         level: Upper limit of the share of other answers than those of the model as it is.
         confidence: Probability with which the promise holds.
 
@@ -118,7 +108,7 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
     outputs: Floats | None = seen.exits
     risk: RiskLike = "disagreement"
     weights = seen.weights
-    if way.startswith("int8"):  # its own full depth may answer otherwise than the model as it is
+    if way.int8:  # its own full depth may answer otherwise than the model as it is
         outputs = seen.int8
         risk = OtherAnswers()
         weights = None
@@ -127,15 +117,15 @@ def promise(seen: Recorded, way: str, level: float, confidence: float) -> Promis
     if rows_needed(level, confidence) > len(certifying):
         return _full_depth(outputs[certifying])
     of_way = outputs
-    if not way.endswith(("exits", "step")):
+    if way.depth is Depth.FULL:
         of_way = outputs[:, -1:]
-    if "cascade" in way:
+    if way.student:
         made = _cascade_promise(seen, of_way, risk, level, confidence)
         if not made.met:
             return _full_depth(outputs[certifying])
         return made
     record = replace(_record(seen, of_way), weights=weights)
-    return _model_promise(seen.sides, record, way, risk, level, confidence)
+    return _model_promise(seen.sides, record, way.depth, risk, level, confidence)
 
 
 def _full_depth(outputs: Floats) -> Promise:
@@ -158,12 +148,12 @@ def _cascade_promise(
 
 
 def _model_promise(
-    sides: Sides, record: Record, way: str, risk: RiskLike, level: float, confidence: float
+    sides: Sides, record: Record, depth: Depth, risk: RiskLike, level: float, confidence: float
 ) -> Promise:
     """Certify a model by itself: with exits, cut at a step, or at full depth after int8."""
     choosing = record.map(lambda rows: rows[sides.choosing])
     certifying = record.map(lambda rows: rows[sides.certifying])
-    if way.endswith("exits"):
+    if depth is Depth.EXITS:
         kinds = candidates(record)
     else:
         kinds = [(FixedStep, range(record.num_steps, 0, -1))]

@@ -11,7 +11,6 @@ An interrupt stops the race; the ways that are ready are compared then.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from torch import nn
 from ponder._utils.rows import Text, one_line
 from ponder.advice import timing
 from ponder.advice.material import Material
-from ponder.advice.promises import COSTS, WAYS, Promise, promise
+from ponder.advice.promises import COSTS, Promise, promise
+from ponder.advice.specs import AS_IT_IS, BLIND_MIX, WAYS, Depth, WaySpec
 from ponder.advice.ways import BlindMix, ModelWithExits, PlainModel, PolicyModel, Way, WayModel
 from ponder.calibration.records import Floats, Ints
 from ponder.cascade.cascade import Cascade
@@ -36,8 +36,6 @@ from ponder.policies import FixedStep, LastStep
 
 __all__ = ["Race", "Settings"]
 
-_TORCH_WAYS = WAYS[:4]
-_INT8_WAYS = WAYS[4:]
 _RANGES = 200
 """Texts that fix the ranges of int8."""
 _BLOCK = 512
@@ -89,8 +87,8 @@ class Race:
         """The recorded answers, to which those of student and int8 are added."""
         self.student: Student | None = None
         self.ways: list[Way] = []
-        self.promises: dict[str, Promise] = {}
-        """The promise of each way, by name."""
+        self.promises: dict[WaySpec, Promise] = {}
+        """The promise of each way."""
         self.waited = 0.0
         """The share of the timing in which other processes had this one's core."""
         self.stopped = False
@@ -114,9 +112,9 @@ class Race:
         plain = PlainModel(model, LastStep())
         answers = self.material.answers
         as_it_is = Promise(LastStep(), True, answers, np.zeros(len(answers)))
-        self._add("as it is", plain, as_it_is, size, promised=0.0)
+        self._add(AS_IT_IS, plain, as_it_is, size, promised=0.0)
         self.student = self._teach_student()
-        self._add_ways(_TORCH_WAYS, model, plain, size)
+        self._add_ways(model, plain, size, int8=False)
         if self.student is not None:
             self._add_blind_mix(plain, self.student, size)
         self._int8()
@@ -134,12 +132,12 @@ class Race:
             self.progress("timing", number, timing.ROUNDS)
 
     def relative_cost(
-        self, name: str, texts: int | None = None, level: float | None = None
+        self, way: WaySpec, texts: int | None = None, level: float | None = None
     ) -> float:
         """Return the mean share of the model's work that a way would need.
 
         Args:
-            name: Name of the way.
+            way: The way.
             texts: Number of texts that would choose and certify; by default all.
             level: Another level of disagreement.
         """
@@ -149,20 +147,20 @@ class Race:
             recorded = recorded.taken(order[:texts])
         if level is None:
             level = self.settings.level
-        made = promise(recorded, name, level, self.settings.confidence_of_each)
+        made = promise(recorded, way, level, self.settings.confidence_of_each)
         if not made.met:
             return 1.0
         steps = 1
-        if name.endswith("exits"):
+        if way.depth is Depth.EXITS:
             steps = self.recorded.exits.shape[1]
-        stages_before = int("cascade" in name)  # the student, which is the first step
+        stages_before = int(way.student)  # the student, which is the first step
         return float(np.minimum((made.depth - stages_before) / steps, 1.0).mean())
 
-    def changed(self, name: str, most: int = 50) -> tuple[tuple[str, str, str], ...]:
+    def changed(self, way: WaySpec, most: int = 50) -> tuple[tuple[str, str, str], ...]:
         """Return certifying texts whose answer a way changes, with both answers."""
         classes = self.material.classes
         answers = self.material.answers
-        others = self.promises[name].answers
+        others = self.promises[way].answers
         places = np.flatnonzero(answers != others)[:most].tolist()
         rows = []
         for place in places:
@@ -172,7 +170,7 @@ class Race:
 
     def _add(
         self,
-        name: str,
+        spec: WaySpec,
         model: WayModel,
         made: Promise,
         size: float,
@@ -181,7 +179,7 @@ class Race:
         """Add a way.
 
         Args:
-            name: Its name.
+            spec: What it consists of.
             model: Its model.
             made: Its policy, with the answers under it.
             size: Megabytes of the deployed files.
@@ -195,15 +193,14 @@ class Race:
         if self.material.labels is not None:
             accuracy = float((made.answers == self.material.labels).mean())
         way = Way(
-            name=name,
+            spec=spec,
             model=model,
             disagreement=float((made.answers != self.material.answers).mean()),
             promise=promised,
             accuracy=accuracy,
             megabytes=size,
-            needs_torch=not name.startswith("int8"),
         )
-        self.promises[name] = made
+        self.promises[spec] = made
         self.ways.append(way)
 
     def _teach_student(self) -> Student | None:
@@ -225,40 +222,42 @@ class Race:
         self.progress("student", 1, 1)
         return student
 
-    def _promise(self, name: str) -> Promise:
+    def _promise(self, way: WaySpec) -> Promise:
         """Certify a way at the level of the race."""
         settings = self.settings
-        return promise(self.recorded, name, settings.level, settings.confidence_of_each)
+        return promise(self.recorded, way, settings.level, settings.confidence_of_each)
 
     def _add_ways(
-        self, names: Sequence[str], model: ModelWithExits, whole: PolicyModel, size: float
+        self, model: ModelWithExits, whole: PolicyModel, size: float, *, int8: bool
     ) -> None:
         """Add ways of a model: with exits, whole behind the student, with exits behind it.
 
         Args:
-            names: Names of the ways; one with exits comes before cascades with exits.
             model: The model with exits.
             whole: The same at full depth.
             size: Its megabytes.
+            int8: Whether it is the export in int8.
         """
         exits = whole
-        for name in names:
-            if "cascade" not in name:
-                made = self._promise(name)
-                exits = PolicyModel(model, made.policy)
-                self._add(name, exits, made, size)
+        for way in WAYS:  # with exits before it is with exits behind the student
+            if way.int8 != int8:
                 continue
-            behind = exits if name.endswith("exits") else whole
+            if not way.student:
+                made = self._promise(way)
+                exits = PolicyModel(model, made.policy)
+                self._add(way, exits, made, size)
+                continue
+            behind = exits if way.depth is Depth.EXITS else whole
             has_exits = behind is not whole and stage_of(behind).num_steps > 1
             if self.student is not None and (behind is whole or has_exits):
-                made = self._promise(name)
+                made = self._promise(way)
                 cascade = Cascade(
                     [self.student, behind],
                     COSTS,
                     policy=made.policy,
                     classes=self.material.classes,
                 )
-                self._add(name, cascade, made, size + self.student.megabytes)
+                self._add(way, cascade, made, size + self.student.megabytes)
 
     def _add_blind_mix(self, plain: PlainModel, student: Student, size: float) -> None:
         """Add the blind mix whose share of other answers is the level."""
@@ -270,7 +269,7 @@ class Race:
         mix = BlindMix(student, plain, share)
         drawn = mix.drawn(self.material.certifying)
         made = Promise(LastStep(), False, np.where(drawn, of_student, answers), drawn.astype(float))
-        self._add("blind mix", mix, made, size + student.megabytes)
+        self._add(BLIND_MIX, mix, made, size + student.megabytes)
 
     def _int8(self) -> None:
         """Quantise the model, record its answers, and add its ways."""
@@ -293,7 +292,7 @@ class Race:
         )
         self._record_int8(quantised)
         size = sum(path.stat().st_size for path in quantised.folder.iterdir()) / 1e6
-        self._add_ways(_INT8_WAYS, quantised, PolicyModel(quantised, LastStep()), size)
+        self._add_ways(quantised, PolicyModel(quantised, LastStep()), size, int8=True)
         if settings.within is not None:
             self._step_within(settings.within, quantised, size)
 
@@ -321,7 +320,8 @@ class Race:
                 certifying = self.recorded.sides.certifying
                 answers: Ints = self.recorded.int8[certifying, step - 1].argmax(axis=-1)
                 made = Promise(cut.policy, False, answers, np.full(len(answers), step))
-                self._add(f"int8, step {step}", cut, made, size)
+                spec = WaySpec(f"int8, step {step}", Depth.FIXED, int8=True)
+                self._add(spec, cut, made, size)
             return
 
     def _sample(self) -> list[Text]:

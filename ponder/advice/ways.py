@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ponder._utils.rows import Text, content_ids
 from ponder._utils.seeds import uniform
+from ponder.advice.specs import WaySpec
 from ponder.calibration.records import Record
 from ponder.cascade.stages import classes_of
 from ponder.cascade.student import Student
@@ -65,29 +66,37 @@ class Way:
     """One way to answer, with its costs and its promise.
 
     Args:
-        name: Its name.
+        spec: What it consists of.
         model: The model, which answers texts by `predict`.
         disagreement: Share of the certifying texts whose answer is not that of the model as it is.
         promise: Upper limit of the disagreement that is promised; NaN without a promise.
         accuracy: Share of the certifying texts with the right answer; NaN without labels.
         megabytes: Size of the deployed files.
-        needs_torch: Whether PyTorch must be deployed.
         seconds: Seconds for a text in batches of 32: median, lowest and highest of the rounds.
         alone: Seconds for a text by itself: median and 95th percentile.
         speed_up: Seconds of the model as it is ÷ these, of the same rounds: median, lowest,
             highest.
     """
 
-    name: str
+    spec: WaySpec
     model: WayModel
     disagreement: float
     promise: float
     accuracy: float
     megabytes: float
-    needs_torch: bool
     seconds: tuple[float, float, float] = (math.nan,) * 3
     alone: tuple[float, float] = (math.nan,) * 2
     speed_up: tuple[float, float, float] = (math.nan,) * 3
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.spec.name
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether PyTorch must be deployed."""
+        return not self.spec.int8
 
 
 ModelWithExits: TypeAlias = PonderForSequenceClassification | OnnxModel

@@ -35,19 +35,11 @@ from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
 
 __all__ = ["outcome_of", "run"]
 
-_NARROW = ("way", "ms", "alone", "95th", "×", "range", "other", "≤", "right", "MB", "torch")
-_WIDE = (
-    "way",
-    "ms a text",
-    "ms alone",
-    "ms alone, 95th percentile",
-    "times faster",
-    "range",
-    "other answers",
-    "promised at most",
-    "accuracy",
-    "MB",
-    "PyTorch",
+_COLUMNS = ("way", "ms a text", "times faster", "other answers", "promised", "accuracy")
+_DETAILS = ("way", "ms alone", "95th percentile", "range", "MB", "PyTorch")
+_DETAILS_NOTE = (
+    "ms alone: milliseconds of a text by itself, median and 95th percentile; range: of times "
+    "faster; PyTorch: whether it is needed."
 )
 _FACTS = ("sentence", "statement", "threads", "texts", "remarks", "curve", "moves", "confidence")
 _UNKNOWN = "–"
@@ -84,6 +76,13 @@ def run(
         ),
     ] = None,
     confidence: Confidence = CONFIDENCE,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details",
+            help="Show single texts, ranges and sizes too, as --within does.",
+        ),
+    ] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -112,40 +111,66 @@ def run(
         **{name: getattr(advice, name) for name in _FACTS},
     }
     name = Path(model).name
+    details = details or within is not None
     if out is None:
-        show(outcome_of(advice, facts, name), as_json=json)
+        show(outcome_of(advice, facts, name, details=details), as_json=json)
         return
     facts["reference"] = remember(model, out)
     with new_folder(out) as new:
         advice.save(new)
         Used.of(found.texts, taught=advice.taught).write(new)
-        outcome = keep(outcome_of(advice, facts, name, out), new, out)
+        outcome = keep(outcome_of(advice, facts, name, out, details=details), new, out)
     show(outcome, as_json=json)
 
 
 def outcome_of(
-    advice: Advice, facts: Mapping[str, object], name: str, out: Path | None = None
+    advice: Advice,
+    facts: Mapping[str, object],
+    name: str,
+    out: Path | None = None,
+    *,
+    details: bool = False,
 ) -> Outcome:
-    """Return the sentence, the table of the ways, the remarks, and the page."""
+    """Return the sentence, the tables of the ways, the remarks, and the page.
+
+    Args:
+        advice: The result of the race.
+        facts: Its plain values.
+        name: Name of the model.
+        out: The folder of the winner, or None.
+        details: Whether the screen shows the second table of the ways too.
+    """
     winner = advice.ways.index(advice.winner)
     teach, choose, check = advice.texts
-    legend = (
-        f"{check} texts certify ({teach} taught, {choose} chose). ms: milliseconds a text in "
-        "batches of 32; alone, 95th: its median and 95th percentile by itself; ×: times faster, "
-        "with its range; other: answers unlike now; ≤: promised at most, with "
-        f"{100 * advice.confidence:g}% confidence. {count(advice.threads, 'thread')}."
+    note = (
+        f"{check} texts certify ({teach} taught, {choose} chose), with "
+        f"{100 * advice.confidence:g}% confidence. Times are of batches of 32 texts on "
+        f"{count(advice.threads, 'thread')}."
     )
     cells = [_cells(way) for way in advice.ways]
-    narrow = DataTable("Ways", _NARROW, cells, marked=winner, printed=True)
-    wide = DataTable("Ways", _WIDE, cells, legend, marked=winner)
+    others = [_detail_cells(way) for way in advice.ways]
+    sentences = [advice.sentence, note]
+    if details:
+        sentences.append(_DETAILS_NOTE)
     usage = list[tuple[str, str]]()
     if out is not None:
         usage = usage_of(out, torch=advice.winner.needs_torch)
     return Outcome(
         facts,
-        [advice.sentence, legend, *advice.remarks],
+        [*sentences, *advice.remarks],
         figure=_figure(advice),
-        tables=[narrow, wide, *_tables(advice)],
+        tables=[
+            DataTable("Ways", _COLUMNS, cells, note, marked=winner, printed=True),
+            DataTable(
+                "Details of the ways",
+                _DETAILS,
+                others,
+                _DETAILS_NOTE,
+                marked=winner,
+                printed=details,
+            ),
+            *_tables(advice),
+        ],
         title=f"Advice for {name}",
         usage=usage,
     )
@@ -179,19 +204,29 @@ def _tables(advice: Advice) -> list[DataTable]:
 
 
 def _cells(way: Way) -> tuple[str, ...]:
-    """Return the cells of a way, in the order of the columns."""
-    speed, low, high = way.speed_up
-    median_alone, slow_alone = way.alone
+    """Return what decides on a way: a cell for each of `_COLUMNS`."""
+    promised = _UNKNOWN
+    if not math.isnan(way.promise):
+        promised = f"≤ {_percent(way.promise)}"
     return (
         way.name,
         _number(1e3 * way.seconds[0]),
+        _number(way.speed_up[0]),
+        _percent(way.disagreement),
+        promised,
+        _percent(way.accuracy),
+    )
+
+
+def _detail_cells(way: Way) -> tuple[str, ...]:
+    """Return a cell for each of `_DETAILS`."""
+    _, low, high = way.speed_up
+    median_alone, slow_alone = way.alone
+    return (
+        way.name,
         _number(1e3 * median_alone, 1),
         _number(1e3 * slow_alone, 1),
-        _number(speed),
         _range(low, high),
-        _percent(way.disagreement),
-        _percent(way.promise),
-        _percent(way.accuracy),
         f"{way.megabytes:.0f}",
         "yes" if way.needs_torch else "no",
     )
