@@ -159,6 +159,14 @@ def test_all_tables_are_shown_and_have_rows() -> None:
             assert len(drawn.splitlines()) > 2
 
 
+def test_a_guide_has_one_table_of_results_at_most_and_evidence_three() -> None:
+    """What decides stands in a guide; all other tables stand in the appendix."""
+    for page in DOCS.glob("*.md"):
+        shown = {marker[1] for marker in BLOCK.finditer(page.read_text("utf-8"))}
+        most = 3 if page.name in ("pays.md", "palbert.md", "puzzles.md", "speed.md") else 1
+        assert page.name == "appendix.md" or len(shown - set(tables.SAMPLES)) <= most, page.name
+
+
 def test_every_page_stands_in_the_navigation() -> None:
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
