@@ -45,7 +45,7 @@ from ponder.errors import PonderError
 from ponder.inference import StreamEngine
 from ponder.model.batch import read_batch
 from ponder.model.heads import LambdaHead
-from ponder.policies.base import ExitPolicy, LastStep, PolicyBatch, StepView, all_within
+from ponder.policies.base import ExitPolicy, LastStep, StepView, all_within
 from ponder.running.loop import Answers
 from ponder.tasks import task_named
 from ponder.trajectory import Trajectory
@@ -76,8 +76,8 @@ def check_policy(
     The rules:
 
     * The policy is registered, and equal to its copies by JSON, pickle and deepcopy.
-    * `decide` is pure, and reads only what `needs` declares.
-    * States have the batch first.
+    * `init` and `decide` read only what `needs` declares, and `decide` is pure.
+    * `init` returns the whole state, with the batch first.
     * The exit of a row depends on this row alone, and not on padding.
     * Finite outputs, however large, never lead to NaN.
     * Running a model, replaying its trajectory, and streaming its rows (rows at different steps
@@ -194,6 +194,7 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
     function gives the same answer twice and does not change its arguments.
     """
     masks = list[Tensor]()
+    structure = _structure(state)
     for view in islice(run.views(policy.needs), run.num_steps - 1):
         arguments = (state, dict(view.readings), view.index, policy.__dict__)
         before = copy.deepcopy(arguments)
@@ -215,13 +216,27 @@ def _walk(policy: ExitPolicy, run: Trajectory, state: Tree) -> Tensor:
             f"the exit mask of {len(run)} rows is {mask.dtype} {shape}; give one bool a row",
         )
         check_rows("state", (state, mask), len(run))
+        _require(
+            _structure(state) == structure,
+            f"the state is {structure} before the first step and {_structure(state)} after it; "
+            "return the whole state from init, which may read the first step",
+        )
         masks.append(mask)
     return torch.stack(masks, 1)
 
 
+def _first_state(policy: ExitPolicy, run: Trajectory) -> Tree:
+    return policy.init(next(run.views(policy.needs)))
+
+
+def _structure(state: Tree) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a state, by its place."""
+    return {path: tuple(tensor.shape) for path, tensor in tensors(state, "state")}
+
+
 def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
     """Compare the masks of rows with those in other batches, orders and paddings."""
-    start = policy.init(run.batch)
+    start = _first_state(policy, run)
     masks = _walk(policy, run, start)
     batches = (
         torch.randperm(_ROWS),
@@ -229,10 +244,11 @@ def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
         torch.arange(_ROWS - 1, 0, -3),
         torch.tensor([5, 5, 2, 5]),
     )
+    # Random states are copied, since another `init` would draw others.
+    is_random = _is_random(policy, run)
     for rows in batches:
         part = run.map(itemgetter(rows))
-        # Random states are copied, since another `init` would draw others.
-        state = take_rows(start, rows) if _is_random(policy, run) else policy.init(part.batch)
+        state = take_rows(start, rows) if is_random else _first_state(policy, part)
         _require(
             torch.equal(_walk(policy, part, state), masks[rows]),
             f"rows {rows.tolist()} exit in another way as a batch of their own; "
@@ -240,15 +256,16 @@ def _check_rows_alone(policy: ExitPolicy, run: Trajectory) -> None:
         )
     if run.mask is not None:
         noise = 5.0 * torch.randn_like(run.outputs)
-        other_padding = torch.where(run.mask[:, None, :, None], run.outputs, noise)
+        other = replace(run, outputs=torch.where(run.mask[:, None, :, None], run.outputs, noise))
+        state = start if is_random else _first_state(policy, other)
         _require(
-            torch.equal(_walk(policy, replace(run, outputs=other_padding), start), masks),
+            torch.equal(_walk(policy, other, state), masks),
             "outputs at padding change exits; compare answers by step.task.same(…, mask=step.mask)",
         )
 
 
 def _is_random(policy: ExitPolicy, run: Trajectory) -> bool:
-    return not alike(policy.init(run.batch), policy.init(run.batch))
+    return not alike(_first_state(policy, run), _first_state(policy, run))
 
 
 def _check_scores(policy: ExitPolicy, run: Trajectory) -> None:
@@ -300,7 +317,7 @@ def _check_extremes(policy: ExitPolicy, base: Trajectory) -> None:
                 hazard_logits=logits[:, None].expand(3, base.num_steps),
             )
             with _NanWatch():
-                _walk(policy, run, policy.init(run.batch))
+                _walk(policy, run, _first_state(policy, run))
 
 
 def check_backbone(model: PonderWrapper, inputs: Tree, *more: Any, **context: Any) -> None:
@@ -427,8 +444,8 @@ class _InTurn(ExitPolicy):
 
     order: tuple[int, ...]
 
-    def init(self, batch: PolicyBatch) -> Tree:
-        return {"exit": torch.tensor(self.order, device=batch.row_ids.device)[batch.row_ids]}
+    def init(self, first: StepView) -> Tree:
+        return {"exit": torch.tensor(self.order, device=first.row_ids.device)[first.row_ids]}
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         return step.index >= state["exit"], state

@@ -29,7 +29,7 @@ from benchmarks.loops.training import LEARNERS
 from ponder import policies
 from ponder._utils.trees import take_rows
 from ponder.loops import Loop
-from ponder.policies import ExitPolicy, PolicyBatch, StepView
+from ponder.policies import ExitPolicy, StepView
 from ponder.statistics.bounds import upper_bound
 
 __all__ = ["Measured", "measure", "parts_of"]
@@ -153,7 +153,7 @@ def _run_rows(
     answers = torch.zeros(count, length, dtype=torch.long)
     steps = torch.zeros(count).long()
     state = parts.start(problems)
-    asked = policy.init(PolicyBatch(torch.arange(count * length), num_steps))
+    asked = None
     log_survival = torch.zeros(count * length)
     wants = torch.zeros(count, length, dtype=torch.bool)
     rows = torch.arange(count)
@@ -166,6 +166,8 @@ def _run_rows(
             leaves = torch.ones(rows.shape, dtype=torch.bool)
         else:
             view, log_survival = _view(parts, policy, state, step, num_steps, log_survival)
+            if step == 1:
+                asked = policy.init(view)
             halts, asked = policy.decide(view, asked)
             wants = wants | torch.as_tensor(halts).unflatten(0, wants.shape)
             leaves = wants.all(1)
@@ -200,7 +202,7 @@ def _view(
     if "features" in policy.needs:
         readings["features"] = features
     index = torch.full(features.shape[:1], step)
-    return StepView(index, num_steps, readings), survival
+    return StepView(index, torch.arange(len(index)), num_steps, readings), survival
 
 
 def _batches(problems: Problems) -> list[Problems]:

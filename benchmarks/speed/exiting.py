@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.speed.subjects import Options, Subject, albert_base, figure, interleaved, ratio
 from ponder._utils.trees import Tree
 from ponder.calibration.cost import WallClock
-from ponder.policies import ExitPolicy, PolicyBatch, StepView
+from ponder.policies import ExitPolicy, StepView
 
 __all__ = ["SECTION", "measure", "mixes", "recorded", "spread"]
 
@@ -110,9 +110,9 @@ class Forced(ExitPolicy):
 
     table: tuple[int, ...]
 
-    def init(self, batch: PolicyBatch) -> Tree:
+    def init(self, first: StepView) -> Tree:
         """Look the exits up."""
-        return torch.tensor(self.table)[batch.row_ids % len(self.table)]
+        return torch.tensor(self.table)[first.row_ids % len(self.table)]
 
     def decide(self, step: StepView, state: Tree) -> tuple[Tensor | bool, Tree]:
         """Let rows go at their step."""

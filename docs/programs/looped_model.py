@@ -5,7 +5,6 @@ next-token distribution changes little, KL(p_{n−1} ‖ p_n) < threshold.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +36,14 @@ class OutputChange(policies.ThresholdPolicy):
     needs = frozenset({"output"})
     tunable = policies.Threshold("threshold", "below")
 
-    def statistic(self, step: policies.StepView, state: Tensor | None) -> tuple[Tensor, Any]:
+    def init(self, first: policies.StepView) -> Tensor:
+        """Return log-probabilities, `(positions, words)`; those before step 1 are never compared."""
+        return first.output.float().log_softmax(-1)
+
+    def statistic(self, step: policies.StepView, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change of each position, `(positions,)`, and its log-probabilities."""
         now = step.output.float().log_softmax(-1)
-        if state is None:
-            return torch.full_like(now[:, 0], torch.inf), now
-        return (state.exp() * (state - now)).sum(-1), now
+        return torch.where(step.index > 1, (state.exp() * (state - now)).sum(-1), torch.inf), now
 
 
 check_policy(OutputChange())
@@ -50,7 +51,6 @@ torch.manual_seed(0)
 embed, words = nn.Embedding(100, 64), nn.Linear(64, 100)
 core = InjectedCore(ponder.loops.Block(64, heads=4, causal=True), 64)
 loop = ponder.loops.Loop(core, words, policy=OutputChange(), halted="frozen").eval()
-
 tokens = torch.randint(100, (8, 20))
 mask = torch.arange(20) < torch.randint(5, 21, (8, 1))
 embedded = embed(tokens)

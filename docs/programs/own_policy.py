@@ -1,7 +1,6 @@
 """A policy of your own, certified beside confidence: the margin counts once two steps give the same class."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,14 @@ class AgreedMargin(policies.ThresholdPolicy):
     needs = frozenset({"output"})
     tunable = policies.Threshold("threshold", "above")
 
-    def statistic(self, step: policies.StepView, state: Tensor | None) -> tuple[Tensor, Any]:
+    def init(self, first: policies.StepView) -> Tensor:
+        """Return no class for each row, so that the first answer agrees with nothing."""
+        return torch.full_like(first.index, -1)
+
+    def statistic(self, step: policies.StepView, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margin of each row, `(batch,)`, and the classes, for the next step."""
         (best, second), classes = step.output.softmax(-1).topk(2).values.T, step.output.argmax(-1)
-        return (best - second) * (0.0 if state is None else classes == state), classes
+        return (best - second) * (classes == state), classes
 
 
 check_policy(AgreedMargin(0.3))

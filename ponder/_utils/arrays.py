@@ -6,7 +6,7 @@ Nothing here imports torch: an array can only be a tensor if torch was imported 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -29,6 +29,7 @@ __all__ = [
     "as_array",
     "as_like",
     "at_least_float32",
+    "concatenate_rows",
     "copied",
     "namespace",
     "on_host",
@@ -114,6 +115,30 @@ def select_rows(tree: A, index: Array) -> A:
         else:
             selected = type(tree)(parts)
     return cast(A, selected)
+
+
+def concatenate_rows(trees: Sequence[A]) -> A:
+    """Return the rows of several trees of one structure, in their order, as one tree.
+
+    Args:
+        trees: Arrays of NumPy or tensors in nested tuples, lists and dicts, batch first; of other
+            values, which belong to all rows, the first is returned.
+    """
+    first = trees[0]
+    joined: object = first
+    if hasattr(first, "shape"):
+        joined = namespace(first).concatenate(trees)
+    elif isinstance(first, Mapping):
+        joined = {
+            name: concatenate_rows([cast(Any, tree)[name] for tree in trees]) for name in first
+        }
+    elif isinstance(first, tuple | list):
+        parts = [concatenate_rows(parts) for parts in zip(*cast(Any, trees), strict=True)]
+        if hasattr(first, "_make"):  # a named tuple
+            joined = first._make(parts)
+        else:
+            joined = type(first)(parts)
+    return cast(A, joined)
 
 
 def softmax(x: A) -> A:

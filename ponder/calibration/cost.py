@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -24,7 +25,8 @@ from torch.utils.hooks import RemovableHandle
 from ponder._utils.checks import check_int
 from ponder._utils.modes import HasModes, evaluating
 from ponder.calibration.records import Floats
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.running.readings import views
+from ponder.running.source import SteppedModel
 
 __all__ = ["Breakdown", "SpeedUp", "WallClock", "measure", "seconds", "speed_up", "wall_clock"]
 
@@ -104,46 +106,18 @@ class Breakdown:
         return float(np.interp(self.plain, self.exits(needs), np.arange(1, len(self.steps) + 1)))
 
 
-class _Probe(ExitPolicy):
-    """A policy that keeps every row, and notes the FLOPs counted so far.
-
-    `init` is called after the stem, and `decide` after each step but the last.
-    """
-
-    def __init__(self, needs: frozenset[str], count: Callable[[], int]) -> None:
-        self.needs = needs
-        self.count = count
-        self.counts = list[int]()
-
-    def init(self, batch: PolicyBatch) -> None:
-        self.counts.append(self.count())
-
-    def decide(self, step: StepView, state: None) -> tuple[bool, None]:
-        self.counts.append(self.count())
-        return False, state
-
-
-class _Exits(Protocol):
-    @property
-    def exit_step(self) -> torch.Tensor:
-        """The exit step of each row, `(batch,)`."""
-
-
-class MeasuredModel(HasModes, Protocol):
+class MeasuredModel(SteppedModel, HasModes, Protocol):
     """The parts of a `PonderWrapper` whose FLOPs are counted."""
 
     head: nn.Module
     lambda_head: nn.Module | None
 
-    def __call__(self, inputs: object, /, *, policy: ExitPolicy, **context: object) -> _Exits:
-        """Run the model with exits."""
-
 
 def measure(model: MeasuredModel, inputs: object, **context: object) -> Breakdown:
     """Return the FLOPs per example of every part of a model on a batch, in evaluation mode.
 
-    The model runs to full depth four times, under policies that read nothing, features, outputs and
-    hazards; the costs of the parts are the differences. A FLOP is one multiplication or one
+    The model runs to full depth four times, while nothing, features, outputs and hazards are read
+    at each step; the costs of the parts are the differences. A FLOP is one multiplication or one
     addition; matrix products, convolutions, attention and recurrent layers are counted. Padding is
     computed and counted: pass one example, or examples of one length.
 
@@ -192,9 +166,9 @@ class _Flops:
     """FLOPs per row of one run.
 
     Args:
-        totals: FLOPs until the first step, until each decision of the policy, and in all.
+        totals: FLOPs until the first step, until each decision of a policy, and in all.
         last_head: FLOPs from the first call of the head to the end of the last; of the last head if
-            the policy reads no outputs, since no other is called then.
+            no outputs are read, since no other is called then.
     """
 
     totals: Floats
@@ -202,11 +176,12 @@ class _Flops:
 
 
 def _flops(
-    model: MeasuredModel, needs: frozenset[str], inputs: object, context: Mapping[str, object]
+    model: MeasuredModel, needs: frozenset[str], inputs: object, context: Mapping[str, Any]
 ) -> _Flops:
     """Count the FLOPs of one full-depth run under a policy with these `needs`."""
     with evaluating(model), _counting() as counter:
-        probe = _Probe(needs, counter.get_total_flops)
+        source, batch = model.start(inputs, needs, **context)
+        totals = [counter.get_total_flops()]
         around_heads = list[int]()
 
         def note(*_: object) -> None:
@@ -217,12 +192,16 @@ def _flops(
             hooks.append(module.register_forward_pre_hook(note))
             hooks.append(module.register_forward_hook(note))
         try:
-            rows = len(model(inputs, policy=probe, **context).exit_step)
+            for _ in islice(views(source, needs, batch), batch.num_steps - 1):
+                totals.append(counter.get_total_flops())
+            source.advance(batch.num_steps)
+            source.output()
         finally:
             for hook in hooks:
                 hook.remove()
-        totals = np.array([*probe.counts, counter.get_total_flops()])
-        return _Flops(totals / rows, (around_heads[-1] - around_heads[0]) / rows)
+        totals.append(counter.get_total_flops())
+        rows = len(batch.row_ids)
+        return _Flops(np.array(totals) / rows, (around_heads[-1] - around_heads[0]) / rows)
 
 
 @dataclass(frozen=True)

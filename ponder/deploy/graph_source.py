@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ponder.deploy.manifest import Manifest, PolicyGraphs, TensorSpec
 from ponder.deploy.sessions import Array, Graph
-from ponder.policies.base import PolicyBatch, StepView
+from ponder.policies.base import StepView
 from ponder.tasks import Task
 
 __all__ = ["GraphPolicy", "GraphSource", "InputRow", "concatenate", "join"]
@@ -33,16 +33,6 @@ class InputRow:
     length: int
 
 
-class _PolicyState(NamedTuple):
-    """The number of steps that a policy has decided, and the arrays of its state.
-
-    It is a tuple, since the loop selects rows of nested tuples.
-    """
-
-    steps: int
-    arrays: list[Array]
-
-
 class GraphPolicy:
     """A policy in graphs, used as an `ExitPolicy`.
 
@@ -55,30 +45,37 @@ class GraphPolicy:
         self.graphs = graphs
         self.needs = frozenset(graphs.needs)
         self._init = sessions.get("policy_init")
-        self._first = sessions.get("policy_first")
-        # Of a state that has no values before the first step, later steps need another graph.
-        self._later = sessions.get("policy_later", self._first)
+        self._decide = sessions.get("policy_decide")
 
     def exit_of_all(self, num_steps: int) -> int | None:
         """See `ExitPolicy.exit_of_all`."""
         return self.graphs.together
 
-    def init(self, batch: PolicyBatch) -> _PolicyState:
-        """See `ExitPolicy.init`."""
+    def init(self, first: StepView) -> list[Array]:
+        """Return the arrays of the state; see `ExitPolicy.init`."""
         if self._init is None:
-            return _PolicyState(0, [])
-        return _PolicyState(0, list(self._init({"row_ids": batch.row_ids}).values()))
+            return []
+        return list(self._init(self._inputs(first)).values())
 
-    def decide(self, view: StepView, state: _PolicyState) -> tuple[Array, _PolicyState]:
+    def decide(self, view: StepView, state: list[Array]) -> tuple[Array, list[Array]]:
         """See `ExitPolicy.decide`."""
-        graph = self._later if state.steps else self._first
-        assert graph is not None
-        arrays = {"index": view.index, "mask": view.mask, **view.readings, **self.graphs.thresholds}
-        arrays |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
-        arrays |= view.policy_context or {}
-        outputs = graph(arrays)
+        assert self._decide is not None  # there is none if all rows exit together
+        arrays = self._inputs(view)
+        arrays |= {f"state_{number}": array for number, array in enumerate(state)}
+        outputs = self._decide(arrays)
         exits = outputs.pop("exits")
-        return exits, _PolicyState(state.steps + 1, list(outputs.values()))
+        return exits, list(outputs.values())
+
+    def _inputs(self, view: StepView) -> dict[str, Any]:
+        """Return what a policy reads at a step, by the names of the inputs of its graphs."""
+        return {
+            "index": view.index,
+            "row_ids": view.row_ids,
+            "mask": view.mask,
+            **view.readings,
+            **(view.policy_context or {}),
+            **self.graphs.thresholds,
+        }
 
 
 class GraphSource:

@@ -24,7 +24,7 @@ from ponder._utils.trees import Shared, Tree
 from ponder.deploy.manifest import PolicyGraphs, TensorSpec
 from ponder.deploy.sessions import Graph
 from ponder.errors import ArgumentError, PonderError
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView, all_within
+from ponder.policies.base import ExitPolicy, StepView, all_within
 from ponder.tasks import Task
 
 __all__ = ["Slot", "flatten", "refilled", "write_graph", "write_policy"]
@@ -130,7 +130,7 @@ def write_graph(
                 f"{path.name}: {wrong!r} differs from PyTorch's on the example. A part whose code "
                 "depends on the values of its input cannot be traced: write it without Python "
                 "conditions on tensors, and make the state of a policy for any number of rows: "
-                "torch.zeros(batch.size)."
+                "torch.zeros(first.size)."
             )
     return run([slot.value.clone() for slot in given])
 
@@ -230,9 +230,10 @@ def _differs(run: Any, given: Sequence[Slot], outputs: Sequence[str], path: Path
 
 @dataclass(frozen=True)
 class _PolicyInputs:
-    """The inputs of a policy's `decide` as one list of tensors, for a graph.
+    """The inputs of a policy's `init` and `decide` as one list of tensors, for graphs.
 
-    The order is: the steps of the rows, the readings, the thresholds, the tensors of the state.
+    The order is: the steps of the rows, their ids, the readings, the thresholds; and, for `decide`,
+    the tensors of the state.
 
     Args:
         policy: The policy.
@@ -277,33 +278,51 @@ class _PolicyInputs:
             length=next(iter(lengths), None),
         )
 
-    def slots(self, step: int, state: Tree) -> list[Slot]:
-        """Return the inputs of a step on the example."""
-        slots = [Slot.of("index", torch.full((self.rows,), step)), *self.readings.values()]
+    def of_step(self) -> list[Slot]:
+        """Return what is read at the first step, on the example."""
+        slots = [
+            Slot.of("index", torch.ones(self.rows, dtype=torch.long)),
+            Slot.of("row_ids", torch.arange(self.rows)),
+            *self.readings.values(),
+        ]
         for name, value in self.thresholds.items():
             slots.append(Slot.of(name, torch.tensor(value), shared=True))
+        return slots
+
+    def of_state(self, state: Tree) -> list[Slot]:
+        """Return the tensors of a state, on the example."""
+        slots: list[Slot] = []
         for number, tensor in enumerate(flatten(state)):
             has_positions = tensor.shape[1:2] == (self.length,)
             along = (1,) if has_positions else ()
             slots.append(Slot.of(f"state_{number}", tensor, along=along))
         return slots
 
+    def init(self, inputs: Sequence[Tensor]) -> Tree:
+        """Call the policy's `init` with what is read at a step."""
+        policy, view = self._read(inputs)
+        return policy.init(view)
+
     def decide(self, inputs: Sequence[Tensor], state: Tree) -> tuple[Tensor, Tree]:
         """Call the policy's `decide` with the inputs; `state` has the structure of the state."""
-        index = inputs[0]
-        first_threshold = 1 + len(self.readings)
-        first_state = first_threshold + len(self.thresholds)
-        readings = dict(zip(self.readings, inputs[1:first_threshold], strict=True))
+        policy, view = self._read(inputs)
+        first_state = 2 + len(self.readings) + len(self.thresholds)
+        exits, after = policy.decide(view, refilled(state, inputs[first_state:]))
+        if isinstance(exits, bool):
+            exits = torch.full((view.size,), exits)
+        return exits, after
+
+    def _read(self, inputs: Sequence[Tensor]) -> tuple[ExitPolicy, StepView]:
+        """Return the policy with the thresholds among the inputs, and the view of the others."""
+        index, row_ids, *rest = inputs
+        readings = dict(zip(self.readings, rest, strict=False))
+        thresholds = rest[len(readings) : len(readings) + len(self.thresholds)]
         mask = readings.pop("mask", None)
         context = None
         if "group" in readings:
             context = {"group": readings.pop("group")}
-        view = StepView(index, self.num_steps, readings, self.task, mask, context)
-        policy = _with_thresholds(self.policy, inputs[first_threshold:first_state])
-        exits, after = policy.decide(view, refilled(state, inputs[first_state:]))
-        if isinstance(exits, bool):
-            exits = torch.full(index.shape, exits)
-        return exits, after
+        view = StepView(index, row_ids, self.num_steps, readings, self.task, mask, context)
+        return _with_thresholds(self.policy, thresholds), view
 
 
 def write_policy(
@@ -320,6 +339,7 @@ def write_policy(
 
     Raises:
         ArgumentError: The policy reads the `policy_context` of a call.
+        PonderError: Its state has a fixed number of rows, or becomes another one after a step.
     """
     if "context" in policy.needs:
         raise ArgumentError(
@@ -333,49 +353,51 @@ def write_policy(
         return PolicyGraphs(together=together)
     inputs = _PolicyInputs.of(policy, num_steps, task, readings)
     state = _write_init(inputs, folder / "policy_init.onnx")
-    after = _write_decide(inputs, 1, state, folder / "policy_first.onnx")
-    # A state that has more values after the first step is another input of the later steps.
-    if _filled(after) != _filled(state):
-        _write_decide(inputs, 2, after, folder / "policy_later.onnx")
+    _write_decide(inputs, state, folder / "policy_decide.onnx")
     return PolicyGraphs(tuple(sorted(policy.needs)), dict(inputs.thresholds))
 
 
 def _write_init(inputs: _PolicyInputs, path: Path) -> Tree:
     """Write the graph of `init`, if the state has tensors, and return the state of the example."""
-
-    def init(arguments: list[Tensor]) -> Tree:
-        return inputs.policy.init(PolicyBatch(arguments[0], inputs.num_steps, inputs.task))
-
-    row_ids = Slot.of("row_ids", torch.arange(inputs.rows))
-    if any(tensor.shape[:1] != (1,) for tensor in flatten(init([row_ids.value[:1]]))):
+    slots = inputs.of_step()
+    of_one_row = [slot.value if slot.spec.shared else slot.value[:1] for slot in slots]
+    if any(tensor.shape[:1] != (1,) for tensor in flatten(inputs.init(of_one_row))):
         raise PonderError(
             f"the state of {inputs.policy!r} has a fixed number of rows. Make it in `init` for any "
-            "batch: torch.zeros(batch.size)."
+            "number: torch.zeros(first.size)."
         )
-    state = init([row_ids.value])
-    count = len(flatten(state))
-    if count:
-        names = [f"state_{number}" for number in range(count)]
-        write_graph(nn.Module(), lambda arguments: flatten(init(arguments)), [row_ids], names, path)
+    state = inputs.init([slot.value for slot in slots])
+    names = [slot.spec.name for slot in inputs.of_state(state)]
+    if names:
+
+        def init(arguments: list[Tensor]) -> list[Tensor]:
+            return flatten(inputs.init(arguments))
+
+        write_graph(nn.Module(), init, slots, names, path)
     return state
 
 
-def _write_decide(inputs: _PolicyInputs, step: int, state: Tree, path: Path) -> Tree:
-    """Write the graph of `decide`, and return the state after it on the example."""
-    slots = inputs.slots(step, state)
+def _write_decide(inputs: _PolicyInputs, state: Tree, path: Path) -> None:
+    """Write the graph of `decide`."""
+    slots = [*inputs.of_step(), *inputs.of_state(state)]
     _, after = inputs.decide([slot.value for slot in slots], state)
+    if _kinds(after) != _kinds(state):
+        raise PonderError(
+            f"the state of {inputs.policy!r} is {_kinds(state)} before the first step and "
+            f"{_kinds(after)} after it. Return the whole state from `init`, which may read the "
+            "first step: torch.zeros_like(first.output)."
+        )
     outputs = ["exits", *(f"next_{number}" for number in range(len(flatten(after))))]
 
     def decide(arguments: list[Tensor]) -> list[Tensor]:
         return flatten(inputs.decide(arguments, state))
 
     write_graph(nn.Module(), decide, slots, outputs, path)
-    return after
 
 
-def _filled(tree: Tree) -> list[bool]:
-    """Return which leaves of a state are tensors: before the first step some may be None."""
-    return [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]
+def _kinds(state: Tree) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """Return the types and shapes of the tensors of a state."""
+    return [(tensor.dtype, tuple(tensor.shape)) for tensor in flatten(state)]
 
 
 def _with_thresholds(policy: ExitPolicy, values: Sequence[Tensor]) -> ExitPolicy:

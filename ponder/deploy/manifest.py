@@ -57,9 +57,8 @@ class TensorSpec:
 class PolicyGraphs:
     """The inputs of the graphs of a policy.
 
-    `policy_init` makes the state from row ids, if there is a state. `policy_first` decides after
-    the first step, and after later ones, too, unless the state has other tensors then, which
-    `policy_later` reads.
+    `policy_init` makes the state from what is read at the first step, if there is a state, and
+    `policy_decide` decides after each step.
 
     Args:
         needs: The readings of the policy.
@@ -190,7 +189,7 @@ class Manifest:
         heads = ["head"] if "head" in ranks else self._heads
         specs.update(dict.fromkeys(heads, ()))
         if self.graphs is not None and self.graphs.together is None:
-            specs["policy_first"] = ()
+            specs["policy_decide"] = ()
         return specs
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ponder._utils.checks import check_int
 from ponder.calibration.records import Record
-from ponder.policies.base import ExitPolicy, StepView
+from ponder.policies.base import ExitPolicy
 
 __all__ = ["VoteStopper"]
 
@@ -52,12 +52,11 @@ class VoteStopper:
         numbers: dict[Hashable, int] = {}
         votes = [numbers.setdefault(answer, len(numbers)) for answer in answers_so_far]
         record = Record.from_votes([votes])
-        batch = record.batch
-        state = self.policy.init(batch)
+        views = [replace(view, num_steps=self.budget) for view in record.views(self.policy.needs)]
+        state = self.policy.init(views[0])
         exits: Any = False
-        for view in record.views(self.policy.needs):
-            of_budget = StepView(view.index, self.budget, view.readings, view.task)
-            exits, state = self.policy.decide(of_budget, state)
+        for view in views:
+            exits, state = self.policy.decide(view, state)
         return bool(np.all(exits))
 
     def should_stop_each(self, answers_of_items: Iterable[Sequence[Hashable]]) -> list[bool]:

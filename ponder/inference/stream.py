@@ -18,15 +18,17 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ponder._utils.arrays import concatenate_rows, select_rows
 from ponder._utils.checks import check_int
-from ponder._utils.trees import Tree, take_rows
 from ponder.errors import ArgumentError, PonderError
 from ponder.inference.batches import begin, join
 from ponder.inference.examples import (
@@ -37,12 +39,13 @@ from ponder.inference.examples import (
     UserExample,
     examples_in,
 )
-from ponder.model.padding import join_rows
 from ponder.model.source import ModelSource
-from ponder.policies.base import ExitPolicy, PolicyBatch
+from ponder.policies.base import ExitPolicy, PolicyBatch, PolicyState
 from ponder.running.chunk import cut
-from ponder.running.loop import Answers, ask
-from ponder.running.readings import Reading, RowState, read_step
+from ponder.running.depths import ask_at_depths
+from ponder.running.loop import Answers
+from ponder.running.readings import RowState, read_step
+from ponder.running.source import Ints
 
 __all__ = ["StreamEngine", "StreamStats"]
 
@@ -56,12 +59,10 @@ class _Key(NamedTuple):
     Args:
         weights: The number of the step's weights.
         kind: What the examples have in common; see `Example.signature`.
-        has_state: Which parts of the policy's state have a value; see `_initialized`.
     """
 
     weights: int
     kind: Hashable
-    has_state: object
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,6 @@ class StreamEngine:
         self._latencies: deque[float] = deque(maxlen=4096)
         no_rows = torch.zeros(0, dtype=torch.long)
         self._no_batch = PolicyBatch(no_rows, self._num_steps, model.spec.task)
-        self._new_state = _initialized(self._policy.init(self._no_batch))
         self._thread = threading.Thread(target=self._work, name="ponder-stream", daemon=True)
         self._thread.start()
 
@@ -331,7 +331,7 @@ class StreamEngine:
         rows = Counter({key: len(queue) for key, queue in self._queues.items()})
         if self._count_running() < self._max_running:
             for kind, waiting in self._waiting.items():
-                rows[_Key(self._schedule[0], kind, self._new_state)] += len(waiting)
+                rows[_Key(self._schedule[0], kind)] += len(waiting)
 
         def rank(key: _Key) -> tuple[bool, int, int]:
             passed_over = self._skips[key] >= self._max_skips
@@ -345,7 +345,7 @@ class StreamEngine:
 
     def _admit(self, key: _Key) -> list[_Row]:
         """Take waiting rows for the queue before the first step, the oldest among them."""
-        is_first = key.weights == self._schedule[0] and key.has_state == self._new_state
+        is_first = key.weights == self._schedule[0]
         waiting = self._waiting.get(key.kind, [])
         room = min(self._max_batch, _FULL * self._max_batch - len(self._queues.get(key, ())))
         if not is_first or not waiting or room < 1:
@@ -389,8 +389,7 @@ class StreamEngine:
                 for name in rows[0].policy_context
             }
             ids = self._reader.placed(torch.tensor([row.row_id for row in rows]))
-            state = RowState.start(self._policy, replace(self._no_batch, row_ids=ids))
-            batch = _Batch(source, state)
+            batch = _Batch(source, RowState.start(ids, self._policy.needs))
         except Exception as error:
             if len(rows) > 1:
                 return [each for row in rows for each in self._begin([row])]
@@ -415,7 +414,6 @@ class StreamEngine:
             return
         self._steps += 1
         self._row_steps += len(rows)
-        has_state = _initialized(result.batch.running.policy)
         exited: list[_Row] = []
         for place, row in enumerate(result.rows):
             row.batch = result.batch
@@ -424,7 +422,7 @@ class StreamEngine:
             if result.exits[place]:
                 exited.append(row)
             else:
-                key = _Key(self._schedule[row.step], kind, has_state)
+                key = _Key(self._schedule[row.step], kind)
                 self._queues.setdefault(key, []).append(row)
         if result.outputs is not None:
             self._answer(exited, result.outputs)
@@ -438,40 +436,25 @@ class StreamEngine:
         if min(steps) != max(steps):
             source.at = steps
         source.advance(steps[0])
-        exits = self._decide(batch, steps)
-        exiting = exits.nonzero().flatten()
+        exits = self._decide(batch, np.array(steps))
+        exiting = np.flatnonzero(exits)
         outputs = None
         if len(exiting) == len(ordered):
             outputs = source.output()
         elif len(exiting):
-            outputs = source.output_of(exiting.numpy())
+            outputs = source.output_of(exiting)
         return _StepResult(ordered, batch, exits.tolist(), outputs)
 
-    def _decide(self, batch: _Batch, steps: Sequence[int]) -> Tensor:
-        """Return which rows exit, `(rows,)` bool, and keep the state of the others.
-
-        Rows at their last step exit without the policy.
-        """
+    def _decide(self, batch: _Batch, steps: Ints) -> NDArray[np.bool_]:
+        """Return which rows exit, `(rows,)` bool, and keep the state of the others."""
         last = self._together or self._num_steps
-        running = batch.running
-        exits = torch.tensor([step == last for step in steps])
-        if self._together is not None or bool(exits.all()):
+        exits: NDArray[np.bool_] = steps == last
+        if self._together is not None or exits.all():
             return exits
-        reading = read_step(batch.source, self._policy.needs, running, self._no_batch)
-        others = ~exits
-        some_at_last = bool(exits.any())
-        if some_at_last:
-            index = others.nonzero().flatten().to(running.step.device)
-            reading = _rows_of(reading, index)
-            running = take_rows(running, index)
-        decision = ask(self._policy, reading.view, running.policy)
-        after = RowState(reading.view.index, decision.state, reading.log_survival)
-        exits[others] = torch.as_tensor(decision.exits)
-        if some_at_last:
-            # Rows at their last step keep a place, with a state that is never read.
-            places = (others.cumsum(0) - 1).clamp(min=0).to(running.step.device)
-            after = take_rows(after, places)
-        batch.running = after
+        view, batch.rows = read_step(batch.source, self._policy.needs, batch.rows, self._no_batch)
+        decision = ask_at_depths(self._policy, view, batch.state, steps)
+        batch.state = decision.state
+        exits |= decision.exits
         return exits
 
     def _answer(self, rows: Sequence[_Row], outputs: Tensor) -> None:
@@ -515,10 +498,16 @@ class _Batch:
     """Rows that went through a step together.
 
     Rows that exited keep their places in it, until the others join another batch.
+
+    Args:
+        source: The hidden states of the rows.
+        rows: What the loop carries for each row.
+        state: The state of the policy, of the rows that have finished a step, which come first.
     """
 
     source: ModelSource
-    running: RowState
+    rows: RowState
+    state: PolicyState = None
 
 
 @dataclass(eq=False)
@@ -568,45 +557,25 @@ class _StepResult:
 
 
 def _joined(rows: Sequence[_Row]) -> tuple[list[_Row], _Batch]:
-    """Join rows of several batches to one; return them in their order there, and the batch."""
+    """Join rows of several batches to one; return them in their order there, and the batch.
+
+    Rows before their first step come last.
+    """
     rows_of_batch: dict[_Batch, list[_Row]] = {}
-    for row in sorted(rows, key=lambda row: row.place):
+    for row in sorted(rows, key=lambda row: (row.step == 0, row.place)):
         rows_of_batch.setdefault(row.batch, []).append(row)
     in_order: list[_Row] = []
     sources: list[tuple[ModelSource, list[int]]] = []
-    states: list[Tree] = []
-    sizes: list[int] = []
+    between: list[RowState] = []
+    states: list[PolicyState] = []
     for batch, of_batch in rows_of_batch.items():
         places = [row.place for row in of_batch]
+        index = torch.tensor(places, device=batch.source.device)
         in_order += of_batch
         sources.append((batch.source, places))
-        states.append(take_rows(batch.running, torch.tensor(places, device=batch.source.device)))
-        sizes.append(len(places))
+        between.append(batch.rows.keep(index))
+        if of_batch[0].step:
+            states.append(select_rows(batch.state, index))
     longest = max(row.length for row in rows)
-    source = join(sources, longest)
-    state = join_rows(states, sizes=sizes, path="policy state")
-    return in_order, _Batch(source, state)
-
-
-def _initialized(state: Tree) -> object:
-    """Return which parts of a policy's state have a value; rows that differ in this share no batch.
-
-    A policy recognises its first step by a state that is None as a whole. Inside a mapping, None
-    means that there is no value yet, and becomes zeros if other rows have values.
-    """
-    if isinstance(state, tuple):
-        return tuple(map(_initialized, state))
-    return state is not None
-
-
-def _rows_of(reading: Reading, index: Tensor) -> Reading:
-    """Return the reading of some of the rows."""
-    view = reading.view
-    taken = replace(
-        view,
-        index=take_rows(view.index, index),
-        readings=take_rows(view.readings, index),
-        mask=take_rows(view.mask, index),
-        policy_context=take_rows(view.policy_context, index),
-    )
-    return Reading(taken, take_rows(reading.log_survival, index))
+    state = concatenate_rows(states) if states else None
+    return in_order, _Batch(join(sources, longest), concatenate_rows(between), state)

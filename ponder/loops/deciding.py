@@ -13,10 +13,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ponder._utils.trees import Tree, map_tensors, take_rows
-from ponder.errors import ArgumentError
-from ponder.model.padding import join_rows
-from ponder.policies.base import ExitPolicy, PolicyBatch
+from ponder._utils.arrays import concatenate_rows, on_host, select_rows
+from ponder._utils.trees import map_tensors
+from ponder.policies.base import ExitPolicy, PolicyBatch, PolicyState
+from ponder.running.depths import ask_at_depths
 from ponder.running.readings import RowState, read_step
 from ponder.running.source import Source
 from ponder.tasks import Task
@@ -27,28 +27,31 @@ _POSITION_BITS = 20
 
 
 class Units(NamedTuple):
-    """The state of units between two steps: a tree, units first."""
+    """The state of units between two steps, units first.
 
-    step: Tensor  # that each has finished, `(units,)` long
-    state: Tree  # of the policy
-    log_survival: Tensor | None  # log P(not stopped so far), if the policy reads hazards
-    past: Tensor | None  # the input of the Lambda head at the last step, if it has a history
+    Args:
+        rows: What the loop carries for each unit.
+        state: The state of the policy, of the units that have finished a step, which come first.
+        past: The input of the Lambda head at the last step, if it has a history.
+    """
+
+    rows: RowState
+    state: PolicyState
+    past: Tensor | None
 
     @property
     def size(self) -> int:
         """The number of units."""
-        return int(self.step.shape[0])
+        return int(self.rows.step.shape[0])
 
     def take(self, index: Tensor) -> Units:
-        """Return some of the units."""
-        taken: Units = take_rows(self, index)
-        return taken
+        """Return some of the units, which have all finished a step."""
+        return select_rows(self, index)
 
-    @staticmethod
-    def join(first: Units, second: Units) -> Units:
-        """Return both, in order; a state without a value yet becomes zeros if the other has one."""
-        joined: Units = join_rows([first, second], sizes=[first.size, second.size])
-        return joined
+    def join(self, fresh: Units) -> Units:
+        """Return these units, and then others before their first step."""
+        rows, past = concatenate_rows([(self.rows, self.past), (fresh.rows, fresh.past)])
+        return Units(rows, self.state, past)
 
 
 class Readings:
@@ -87,10 +90,6 @@ class Readings:
         """Return the hazard logits of the units."""
         return self._tensors[2]
 
-    def take(self, index: Tensor) -> Readings:
-        """Return the readings of some of the units."""
-        return Readings(*take_rows((*self._tensors, self.mask, self.policy_context), index))
-
     def detach(self) -> Readings:
         """Return the readings outside the graph of gradients."""
         parts = (*self._tensors, self.mask, self.policy_context)
@@ -107,8 +106,7 @@ class Decider:
 
     def start(self, ids: Tensor, past: Tensor | None = None) -> Units:
         """Return units before their first step."""
-        rows = RowState.start(self.policy, PolicyBatch(ids, self.max_steps, self.task))
-        return Units(rows.step, rows.policy, rows.log_survival, past)
+        return Units(RowState.start(ids, self.policy.needs), None, past)
 
     def decide(self, units: Units, readings: Readings) -> tuple[Tensor, Units]:
         """Ask the policy about units after one more step, but for those at their last, which exit.
@@ -116,35 +114,13 @@ class Decider:
         Returns:
             The exit mask, `(units,)` bool, and the units after the step.
         """
-        last = units.step + 1 >= self.max_steps
-        if not bool(last.any()):
-            return self._ask(units, readings)
-        exits = last.clone()
-        asked = (~last).nonzero().flatten()
-        if not len(asked):
-            return exits, units._replace(step=units.step + 1)
-        answers, after = self._ask(units.take(asked), readings.take(asked))
-        exits[asked] = answers
-        # Those at their last step leave; until then their state is that of some other unit.
-        order = torch.arange(len(asked), device=asked.device)
-        places = torch.zeros_like(units.step).index_copy(0, asked, order)
-        return exits, after.take(places)._replace(step=units.step + 1)
-
-    def _ask(self, units: Units, readings: Readings) -> tuple[Tensor, Units]:
-        rows = RowState(units.step, units.state, units.log_survival)
-        batch = PolicyBatch(units.step, self.max_steps, self.task)
+        batch = PolicyBatch(units.rows.row_ids, self.max_steps, self.task)
         source = cast(Source, readings)  # of which one step is read, and nothing more
-        view, log_survival = read_step(source, self.policy.needs, rows, batch)
-        exits, state = self.policy.decide(view, units.state)
-        if isinstance(exits, bool):
-            exits = torch.full_like(units.step, exits, dtype=torch.bool)
-        if exits.dtype != torch.bool or exits.shape != units.step.shape:
-            expected = f"bool, shape ({units.size},): one answer for each position that runs"
-            got = f"{exits.dtype} {tuple(exits.shape)}"
-            remedy = "Compare per position, and reduce over every dimension but the first."
-            argument = f"exit mask of {self.policy!r}"
-            raise ArgumentError(argument, expected=expected, got=got, remedy=remedy)
-        return exits, Units(view.index, state, log_survival, units.past)
+        view, rows = read_step(source, self.policy.needs, units.rows, batch)
+        decision = ask_at_depths(self.policy, view, units.state, on_host(view.index))
+        exits = torch.zeros_like(view.index, dtype=torch.bool)
+        exits |= torch.as_tensor(decision.exits, device=exits.device)
+        return exits, Units(rows, decision.state, units.past)
 
 
 def unit_ids(row_ids: Tensor, length: int | None) -> Tensor:

@@ -159,7 +159,7 @@ class Slots:
             self._join(rows)
         fresh = self.decider.start(row_ids[real], past)
         if self._fresh is not None:
-            fresh = Units.join(self._fresh, fresh)
+            fresh = self._fresh.join(fresh)
         self._fresh = fresh
 
     def advance(self) -> Answers | None:
@@ -216,48 +216,30 @@ class Slots:
         output = None
         if self.needs_output:
             output = self.parts.head(features)
-        groups = [group for group in (self.units, self._fresh) if group is not None and group.size]
-        self._fresh = None
-        hazard_logit = past = None
+        units = self._all_units()
+        hazard_logit = None
         if self.needs_hazard:
-            hazard_logit, past = read_hazards(self.parts, features, _past_of(groups), rows.mask)
+            hazard_logit, past = read_hazards(self.parts, features, units.past, rows.mask)
+            units = units._replace(past=past)
         context = None
         if rows.policy_context is not None:
             context = map_tensors(
                 lambda value: self._take(value, rows.running, flat), rows.policy_context
             )
         readings = Readings(output, features, hazard_logit, self._mask_of_units(rows), context)
-        return self._decide(groups, readings, past), output
+        mask, self.units = self.decider.decide(units, readings)
+        return mask, output
 
-    def _decide(self, groups: Sequence[Units], readings: Readings, past: Tensor | None) -> Tensor:
-        """Let the policy decide the running units and the fresh ones; return the exit mask.
-
-        Args:
-            groups: The units that have run before, then those at their first step.
-            readings: What is read of them all, in this order.
-            past: The input of the Lambda head at this step; None if it has no history.
-        """
-        if len(groups) == 2:
-            has_state = [group.state is not None for group in groups]
-            # A policy whose whole state is None at first decides new rows apart from others.
-            if has_state[0] == has_state[1]:
-                groups = [Units.join(*groups)]
-        if len(groups) == 1:
-            mask, self.units = self.decider.decide(groups[0]._replace(past=past), readings)
-            return mask
-        masks: list[Tensor] = []
-        after: list[Units] = []
-        first = 0
-        for group in groups:
-            index = torch.arange(first, first + group.size, device=group.step.device)
-            first += group.size
-            if past is not None:
-                group = group._replace(past=past[index])
-            mask, group = self.decider.decide(group, readings.take(index))
-            masks.append(mask)
-            after.append(group)
-        self.units = Units.join(*after)
-        return torch.cat(masks)
+    def _all_units(self) -> Units:
+        """Return the units that run, those before their first step last."""
+        fresh = self._fresh
+        self._fresh = None
+        if self.units is None:
+            assert fresh is not None
+            return fresh
+        if fresh is None:
+            return self.units
+        return self.units.join(fresh)
 
     def _units_of(self, hidden: Tree, real: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the features of units, `(units, …)`: those of `flat`, or the real ones."""
@@ -294,13 +276,16 @@ class Slots:
     def _join(self, fresh: Rows) -> None:
         rows = self.rows
         assert rows is not None
-        sizes = [len(rows.number), len(fresh.number)]
-        self.rows = join_rows([rows, fresh], sizes=sizes)
+        if rows.outputs is not None and fresh.outputs is None:
+            fresh = fresh._replace(
+                outputs=rows.outputs.new_zeros(len(fresh.number), *rows.outputs.shape[1:])
+            )
+        self.rows = join_rows([rows, fresh])
         if self._kept is not None and self._changed is not None:
             added = torch.ones_like(fresh.running)
             self._changed = torch.cat([self._changed, added])
             self._kept = map_tensors(
-                lambda kept: torch.cat([kept, kept.new_zeros(sizes[1], *kept.shape[1:])]),
+                lambda kept: torch.cat([kept, kept.new_zeros(len(fresh.number), *kept.shape[1:])]),
                 self._kept,
             )
 
@@ -315,14 +300,6 @@ def run(parts: Parts, decider: Decider, hidden: Tree, context: Context, **rows: 
         if finished is not None:
             answers.append(finished)
     return Answers.in_order(answers)
-
-
-def _past_of(groups: Sequence[Units]) -> Tensor | None:
-    """Return the last input of the Lambda head for all units; None if it has no history."""
-    pasts = [group.past for group in groups if group.past is not None]
-    if not pasts:
-        return None
-    return torch.cat(pasts)
 
 
 def as_bool(mask: Tensor | None) -> Tensor | None:

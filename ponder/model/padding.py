@@ -160,7 +160,6 @@ class _Joining:
 
     lengths: Lengths | None
     length: int
-    sizes: Sequence[int] | None
     path: str
 
 
@@ -169,7 +168,6 @@ def join_rows(
     lengths: Lengths | None = None,
     length: int = 0,
     *,
-    sizes: Sequence[int] | None = None,
     path: str = "rows",
 ) -> Tree:
     """Join the rows of several trees, in their order, to one tree.
@@ -182,16 +180,13 @@ def join_rows(
         lengths: Which tensors have a length; None if no tensor has one.
         length: The length to which joined sequences are cropped or padded on the right; 0 leaves
             them unchanged.
-        sizes: The number of rows of each tree, if None beside tensors is a value that is not known
-            yet, which becomes zeros: so it is in the state of a policy. Without `sizes`, None is a
-            value like any other (a mask of None hides nothing).
         path: The name of the trees, for messages.
 
     Raises:
         ArgumentError: Leaves at one place are of different kinds, or have different values although
             they belong to all rows.
     """
-    joining = _Joining(lengths, length, sizes, path)
+    joining = _Joining(lengths, length, path)
     join = partial(_join_leaves, joining)
     if isinstance(trees[0], Tensor):  # the usual case, without the overhead of a tree
         return join((), *trees)
@@ -204,8 +199,6 @@ def _join_leaves(joining: _Joining, place: pytree.KeyPath, *leaves: Tree) -> Tre
     Tensors are resized to one length and concatenated. Of `Shared` tensors that have a length, the
     longest is resized. Other values must be equal in all trees, of which one is returned.
     """
-    if joining.sizes is not None:
-        leaves = _with_zeros(leaves, joining.sizes)
     along = _along(joining, place, leaves[0])
     if all(isinstance(leaf, Tensor) for leaf in leaves):
         return _concatenated(leaves, along, joining.length)
@@ -232,20 +225,6 @@ def _concatenated(rows: tuple[Tensor, ...], along: Along | None, length: int) ->
     if len(rows) == 1:
         return rows[0]
     return torch.cat(rows)
-
-
-def _with_zeros(leaves: tuple[Tree, ...], sizes: Sequence[int]) -> tuple[Tree, ...]:
-    """Return the leaves with zeros in the place of None, if any of them is a tensor."""
-    known = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
-    if known is None:
-        return leaves
-    filled: list[Tree] = []
-    for leaf, size in zip(leaves, sizes, strict=True):
-        if leaf is None:
-            filled.append(known.new_zeros(size, *known.shape[1:]))
-        else:
-            filled.append(leaf)
-    return tuple(filled)
 
 
 def _along(joining: _Joining, place: pytree.KeyPath, leaf: Tree) -> Along | None:

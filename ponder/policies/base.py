@@ -11,13 +11,13 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import at_least_float32, namespace
+from ponder._utils.arrays import at_least_float32, namespace, on_host
 from ponder._utils.checks import check_int
 from ponder._utils.registry import Plugin, Registry
 from ponder._utils.rounding import threshold_text
@@ -43,7 +43,7 @@ __all__ = [
 Array: TypeAlias = Any
 """A NumPy array or a tensor."""
 PolicyState: TypeAlias = Any
-"""The state of a policy between two steps: (nested) arrays with the batch first, or None."""
+"""The state of a policy between two steps: (nested) arrays with the batch first; None if none."""
 _REMEDIES = {
     "hazard": "Pass lambda_head=ponder.LambdaHead(width) to the model, or use a policy on outputs.",
     "features": "Record them: model.unroll(…, keep_features=True).",
@@ -57,28 +57,17 @@ registry: Registry[ExitPolicy] = Registry("policy", "ponder.policies")
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """The rows that a policy is about to decide on.
+    """The rows that a loop runs.
 
     Args:
         row_ids: Identity of each row, `(batch,)` long: its position, or the caller's `row_ids`.
         num_steps: N, the number of steps at full depth.
         task: The meaning of the outputs.
-
-    Example:
-        >>> batch = PolicyBatch(row_ids=torch.arange(3), num_steps=4)
-        >>> policies.Patience(2).init(batch)["count"]  # the state of a policy before the first step
-        tensor([0, 0, 0])
     """
 
     row_ids: Array
     num_steps: int
     task: Task = _CLASSIFICATION
-
-    @property
-    def size(self) -> int:
-        """The number of rows; while a policy is exported, that of whatever batch is to come."""
-        rows: int = self.row_ids.shape[0]  # a symbol then, which `int` would fix at the example's
-        return rows
 
 
 @dataclass(frozen=True)
@@ -132,6 +121,7 @@ class StepView:
     Args:
         index: The step just finished by each row, `(batch,)` long, 1-based. Rows may be at
             different steps.
+        row_ids: Identity of each row, `(batch,)` long: its position, or the caller's `row_ids`.
         num_steps: N.
         readings: The values behind the properties.
         task: The meaning of the outputs.
@@ -141,12 +131,13 @@ class StepView:
 
     Example:
         >>> logits = torch.tensor([[0.0, 4.0], [0.0, 0.5]])  # two rows, at steps 2 and 3 of 4
-        >>> view = StepView(torch.tensor([2, 3]), 4, {"output": logits})
+        >>> view = StepView(torch.tensor([2, 3]), torch.arange(2), 4, {"output": logits})
         >>> policies.Confidence(0.9).decide(view, None)
         (tensor([ True, False]), None)
     """
 
     index: Array
+    row_ids: Array
     num_steps: int
     readings: Mapping[str, Any]
     task: Task = _CLASSIFICATION
@@ -163,6 +154,12 @@ class StepView:
     """The head's outputs at this step, `(batch, …)`."""
     features = _reading("features")
     """The readout's features at this step, `(batch, …)`."""
+
+    @property
+    def size(self) -> int:
+        """The number of rows; while a policy is exported, a symbol for that of any batch."""
+        rows: int = self.index.shape[0]  # `int` and `len` would fix it at that of the example
+        return rows
 
     @property
     def context(self) -> Mapping[str, Array]:
@@ -198,10 +195,6 @@ class FullDepthRun(Protocol):
     @property
     def num_steps(self) -> int:
         """N, the number of steps."""
-
-    @property
-    def batch(self) -> PolicyBatch:
-        """The rows, as policies see them."""
 
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
         """Yield the view of each step 1 … N for a policy with these needs."""
@@ -319,12 +312,14 @@ class ExitPolicy(Plugin, ABC):
     tunable: ClassVar[Threshold | None] = None
     """The field that moves the exits between early and late; None if there is no such field."""
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        """Return the state before the first step: (nested) tensors with the batch first, or None.
+    def init(self, first: StepView) -> PolicyState:
+        """Return the state before the first decision, made from the view of the first step.
 
-        None means "no value yet". Rows whose whole state is None are decided apart from others.
-        Inside a mapping or a list, rows at different depths share a batch: None becomes zeros if
-        other rows have values, so `decide` recognises first steps by ``step.index``.
+        It is the whole state: `decide`, which then reads the same view, returns one of the same
+        structure, shapes and types. Pure, but for random numbers.
+
+        Returns:
+            (Nested) tensors with the batch first; None, as by default, if there is no state.
         """
         return None
 
@@ -390,7 +385,7 @@ class ExitPolicy(Plugin, ABC):
         """Return the readiness of every row at every step, for exits at all thresholds.
 
         Args:
-            record: A full-depth run: a trajectory, or any record with `num_steps`, `batch` and
+            record: A full-depth run: a trajectory, or any record with `num_steps` and
                 `views(needs)`.
             free: The sub-policy whose threshold is free; by default the outermost that has one.
 
@@ -407,15 +402,14 @@ class ExitPolicy(Plugin, ABC):
         """
         if free is None:
             free = next((each for each in all_within(self) if each.tunable), self)
-        batch = record.batch
-        state = self.init(batch)
+        views = record.views(self.needs)
+        first = next(views)
+        state = self.init(first)
         columns: list[NDArray[np.floating]] = []
-        for view in islice(record.views(self.needs), record.num_steps - 1):
+        for view in islice(chain([first], views), record.num_steps - 1):
             ready, state = self.readiness(view, state, free)
-            if namespace(ready) is not np:
-                ready = ready.detach().cpu().numpy()
-            columns.append(ready)
-        last = np.full(batch.size, math.inf, dtype=np.float32)
+            columns.append(on_host(ready))
+        last = np.full(first.size, math.inf, dtype=np.float32)
         if columns:
             last = last.astype(columns[0].dtype)
         return np.stack([*columns, last], axis=1)
@@ -569,8 +563,8 @@ class PolicyWrapper(ExitPolicy):
         """What the policy inside reads."""
         return self.policy.needs
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        return self.policy.init(batch)
+    def init(self, first: StepView) -> PolicyState:
+        return self.policy.init(first)
 
     def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return self.policy.decide(step, state)

@@ -21,7 +21,6 @@ from ponder.policies.base import (
     Array,
     ExitPolicy,
     ModelSpec,
-    PolicyBatch,
     PolicyState,
     PolicyWrapper,
     StepView,
@@ -51,8 +50,8 @@ class _Several(ExitPolicy):
         """What any of the parts reads."""
         return frozenset[str]().union(*(policy.needs for policy in self.policies))
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        return tuple(policy.init(batch) for policy in self.policies)
+    def init(self, first: StepView) -> PolicyState:
+        return tuple(policy.init(first) for policy in self.policies)
 
     def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         answers = [

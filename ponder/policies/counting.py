@@ -14,7 +14,6 @@ from ponder.errors import ArgumentError
 from ponder.policies.base import (
     Array,
     ModelSpec,
-    PolicyBatch,
     PolicyState,
     StepView,
     Threshold,
@@ -63,18 +62,16 @@ class _Counting(ThresholdPolicy):
             remedy = f"Give {type(self).__name__} a tolerance=0.1, say, in the unit of the outputs."
             raise ArgumentError("tolerance", expected=expected, got=self.tolerance, remedy=remedy)
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        count = namespace(batch.row_ids).zeros_like(batch.row_ids)
-        return {"count": count, "before": None, "answered": count > 0}
+    def init(self, first: StepView) -> PolicyState:
+        now, _ = self.compared(first)
+        count = first.index * 0
+        # Before step 1 no row has answered, so that the first answer agrees with nothing.
+        return {"count": count, "before": now, "answered": count > 0}
 
     def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         now, answered = self.compared(step)
-        count = state["count"]
-        before = state["before"]
-        if before is not None:
-            # Before step 1 no row has answered; what fills the state there agrees with nothing.
-            same = self.unchanged(now, before, step) & answered & state["answered"]
-            count = namespace(count).where(same, count + 1, 0)
+        same = self.unchanged(now, state["before"], step) & answered & state["answered"]
+        count = namespace(now).where(same, state["count"] + 1, 0)
         return count, {"count": count, "before": now, "answered": answered}
 
 
@@ -198,6 +195,11 @@ class Voting(OfClasses):
     def __post_init__(self) -> None:
         check_int("votes", self.votes)
 
+    def init(self, first: StepView) -> PolicyState:
+        output = class_logits(self, first)
+        xp = namespace(output)
+        return xp.zeros_like(output, dtype=xp.int64)
+
     def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
         output = class_logits(self, step)
         xp = namespace(output)
@@ -207,9 +209,7 @@ class Voting(OfClasses):
         given = output.argmax(-1)[..., None] == xp.arange(output.shape[-1], **options)
         # An output that is NaN is not an answer, and has no vote.
         given = given & ~xp.isnan(output).any(-1)[..., None]
-        votes = given * 1
-        if state is not None:
-            votes = votes + state
+        votes = state + given
         for_answer = (votes * given).sum(-1)
         if for_answer.ndim == 1:
             return for_answer, votes

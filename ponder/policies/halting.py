@@ -12,7 +12,6 @@ from ponder._utils.seeds import uniform
 from ponder.policies.base import (
     Array,
     ExitPolicy,
-    PolicyBatch,
     PolicyState,
     StepView,
     Threshold,
@@ -76,14 +75,14 @@ class Bernoulli(ExitPolicy):
     seed: int | None = None
     needs = frozenset({"hazard"})
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        ids = batch.row_ids
+    def init(self, first: StepView) -> PolicyState:
+        ids = first.row_ids
         if self.seed is not None:
             return uniform(self.seed, ids)
         xp = namespace(ids)
         if xp is np:
-            return np.random.random(batch.size)
-        return xp.rand(batch.size, device=ids.device)
+            return np.random.random(first.size)
+        return xp.rand(first.size, device=ids.device)
 
     def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         return step.cdf > state, state
@@ -121,10 +120,11 @@ class ACT(ThresholdPolicy):
     def __post_init__(self) -> None:
         check_real("epsilon", self.epsilon, 0.0, 1.0)
 
+    def init(self, first: StepView) -> PolicyState:
+        return namespace(first.hazard).zeros_like(first.hazard)
+
     def statistic(self, step: StepView, state: PolicyState) -> tuple[Array, PolicyState]:
-        total = step.hazard
-        if state is not None:
-            total = state + total
+        total = state + step.hazard
         return 1.0 - total, total
 
 

@@ -11,7 +11,6 @@ from ponder._utils.arrays import at_least_float32, namespace
 from ponder.policies.base import (
     Array,
     ExitPolicy,
-    PolicyBatch,
     PolicyState,
     StepView,
     ThresholdPolicy,
@@ -42,8 +41,8 @@ class StageThresholds(ExitPolicy):
     thresholds: tuple[float, ...]
     needs = frozenset({"output"})
 
-    def init(self, batch: PolicyBatch) -> PolicyState:
-        return self.policy.init(batch)
+    def init(self, first: StepView) -> PolicyState:
+        return self.policy.init(first)
 
     def decide(self, step: StepView, state: PolicyState) -> tuple[Array | bool, PolicyState]:
         """Compare each row's certainty with the threshold of its stage."""

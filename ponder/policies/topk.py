@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int, check_real
 from ponder._utils.rounding import rounded_up
-from ponder.policies.base import Array, ExitPolicy, PolicyBatch, StepView, Threshold, registry
+from ponder.policies.base import Array, ExitPolicy, StepView, Threshold, registry
 
 __all__ = ["TopK"]
 
@@ -60,10 +60,10 @@ class TopK(ExitPolicy):
         for value in self.spread:
             check_real("spread", value, 0.0, math.inf)
 
-    def init(self, batch: PolicyBatch) -> Array:
+    def init(self, first: StepView) -> Array:
         # The state is which rows remain. On a record it is needed: there the rows that exited are
         # shown too.
-        return batch.row_ids == batch.row_ids
+        return first.index == first.index
 
     def decide(self, step: StepView, state: Array) -> tuple[Array, Array]:
         """Exit the rows that have lost.

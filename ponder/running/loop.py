@@ -4,14 +4,15 @@
         source.advance(step)
         at N everyone exits
         view        = the readings that the policy needs, of the running rows
+        state       = policy.init(view) at 1
         mask, state = policy.decide(view, state)
         rows in the mask exit with source.output_of(rows); source and state keep the others
     put the outputs back into the order of the batch
 
 `run` takes a `Source`. It does not know whether the source computes a model's steps, looks them up
 in a record, calls an export or runs the stages of a cascade; so replay equals run by construction.
-A stream, whose rows are at different steps, reads with `read_step` and decides with `ask`, as the
-loop does.
+Rows at different steps are decided by `ponder.running.depths`, which reads and asks as the loop
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder._utils.arrays import as_like, namespace, on_host, softmax
+from ponder._utils.arrays import as_like, namespace, on_host, select_rows, softmax
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, PolicyBatch, PolicyState, StepView
 from ponder.running.readings import RowState, read_step
@@ -126,29 +127,34 @@ def exits_of(source: Source, policy: ExitPolicy, batch: PolicyBatch) -> list[Exi
         for step in range(1, together + 1):
             source.advance(step)
         return [Exited(together, None, source.output())]
-    rows: Ints | None = None  # all
-    running = RowState.start(policy, batch)
+    places: Ints | None = None  # all
+    rows = RowState.start(batch.row_ids, policy.needs)
+    state: PolicyState = None
     exits: list[Exited] = []
     for step in range(1, batch.num_steps + 1):
         source.advance(step)
         if step == batch.num_steps:
             break
-        reading = read_step(source, policy.needs, running, batch)
-        decision = ask(policy, reading.view, running.policy)
-        running = RowState(reading.view.index, decision.state, reading.log_survival)
+        view, rows = read_step(source, policy.needs, rows, batch)
+        if step == 1:
+            state = policy.init(view)
+        decision = ask(policy, view, state)
+        state = decision.state
         if decision.exits is True:
             break
         if decision.exits is False:
             continue
-        if rows is None:
-            rows = np.arange(len(batch.row_ids))
+        if places is None:
+            places = np.arange(len(batch.row_ids))
         leaving = np.flatnonzero(decision.exits)
         remaining = np.flatnonzero(~decision.exits)
-        exits.append(Exited(step, rows[leaving], source.output_of(leaving)))
+        exits.append(Exited(step, places[leaving], source.output_of(leaving)))
         source.keep(remaining)
-        running = running.keep(as_like(remaining, batch.row_ids))
-        rows = rows[remaining]
-    return [*exits, Exited(step, rows, source.output())]
+        index = as_like(remaining, batch.row_ids)
+        rows = rows.keep(index)
+        state = select_rows(state, index)
+        places = places[remaining]
+    return [*exits, Exited(step, places, source.output())]
 
 
 def ask(policy: ExitPolicy, view: StepView, state: PolicyState) -> Decision:

@@ -8,10 +8,10 @@ carried, so that a thousand steps lose no digits: log S_n = log S_{n−1} + log 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 from ponder._utils.arrays import at_least_float32, copied, namespace, select_rows
-from ponder.policies.base import ExitPolicy, PolicyBatch, StepView
+from ponder.policies.base import PolicyBatch, StepView
 from ponder.running.source import Array, Source
 from ponder.tasks import fits_positions
 
@@ -21,37 +21,37 @@ _FROM_CALLER = frozenset({"context", "group"})
 
 
 class RowState(NamedTuple):
-    """The state of each running row between two steps: a tree of arrays, batch first.
+    """The state of each running row between two steps, besides that of the policy.
 
     Args:
+        row_ids: The identity of each row, `(rows,)` integers.
         step: The step that each row has finished, `(rows,)` integers; 0 before the first.
-        policy: The state of the policy.
         log_survival: log P(not stopped so far), `(rows,)`; None if the policy reads no hazards.
     """
 
+    row_ids: Array
     step: Array
-    policy: Any
     log_survival: Array | None
 
     @classmethod
-    def start(cls, policy: ExitPolicy, batch: PolicyBatch) -> RowState:
-        """Return the state of rows before their first step."""
-        step = batch.row_ids * 0
-        return cls(step, policy.init(batch), _no_stop_yet(step, policy.needs))
+    def start(cls, row_ids: Array, needs: frozenset[str]) -> Self:
+        """Return the state of rows before their first step, for a policy with these needs."""
+        step = row_ids * 0
+        log_survival = None
+        if "hazard" in needs:
+            log_survival = at_least_float32(step)
+        return cls(row_ids, step, log_survival)
 
-    def keep(self, index: Array) -> RowState:
+    def keep(self, index: Array) -> Self:
         """Return the state of some of the rows."""
-        log_survival = self.log_survival
-        if log_survival is not None:
-            log_survival = log_survival[index]
-        return RowState(self.step[index], select_rows(self.policy, index), log_survival)
+        return select_rows(self, index)
 
 
 class Reading(NamedTuple):
-    """The view of a step, and log P(not stopped by this step), `(rows,)`, or None."""
+    """The view of a step, and the state of its rows after it."""
 
     view: StepView
-    log_survival: Array | None
+    rows: RowState
 
 
 def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: PolicyBatch) -> Reading:
@@ -88,23 +88,15 @@ def read_step(source: Source, needs: frozenset[str], rows: RowState, batch: Poli
     context = None
     if needs & _FROM_CALLER:
         context = source.policy_context
-    view = StepView(rows.step + 1, batch.num_steps, readings, task, mask, context)
-    return Reading(view, log_survival)
+    step = rows.step + 1
+    view = StepView(step, rows.row_ids, batch.num_steps, readings, task, mask, context)
+    return Reading(view, RowState(rows.row_ids, step, log_survival))
 
 
 def views(source: Source, needs: frozenset[str], batch: PolicyBatch) -> Iterator[StepView]:
     """Yield the view of each step 1 … N for a policy with these needs, if no row exits."""
-    start = batch.row_ids * 0
-    rows = RowState(start, None, _no_stop_yet(start, needs))
+    rows = RowState.start(batch.row_ids, needs)
     for step in range(1, batch.num_steps + 1):
         source.advance(step)
-        reading = read_step(source, needs, rows, batch)
-        rows = RowState(reading.view.index, None, reading.log_survival)
-        yield reading.view
-
-
-def _no_stop_yet(start: Array, needs: frozenset[str]) -> Array | None:
-    """Return log P(not stopped) before step 1, zeros `(rows,)`; None if hazards are not read."""
-    if "hazard" not in needs:
-        return None
-    return at_least_float32(start)
+        view, rows = read_step(source, needs, rows, batch)
+        yield view

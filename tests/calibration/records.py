@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ponder.policies.base import ExitPolicy, ModelSpec, PolicyBatch, StepView
+from ponder.policies.base import ExitPolicy, ModelSpec, StepView
 from ponder.tasks import Task, task_named
 
 
@@ -27,7 +27,6 @@ class ArrayRecord:
         self.num_steps, self.width = self.outputs.shape[1:]
         if self.row_ids is None:
             self.row_ids = np.arange(len(self.outputs))
-        self.batch = PolicyBatch(self.row_ids, self.num_steps, self.meaning)
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -38,17 +37,17 @@ class ArrayRecord:
     def views(self, needs: frozenset[str]) -> Iterator[StepView]:
         for step in range(1, self.num_steps + 1):
             index = np.full(len(self), step)
-            yield StepView(
-                index, self.num_steps, {"output": self.outputs[:, step - 1]}, self.meaning
-            )
+            outputs = {"output": self.outputs[:, step - 1]}
+            yield StepView(index, self.row_ids, self.num_steps, outputs, self.meaning)
 
     def exit_steps(self, policy: ExitPolicy) -> Any:
         """Exit steps by asking `decide` step by step, as a run does."""
         self.asked += 1
         self.check(policy)
-        state = policy.init(self.batch)
+        views = list(self.views(policy.needs))
+        state = policy.init(views[0])
         exits = np.full(len(self), self.num_steps)
-        for view in list(self.views(policy.needs))[:-1]:
+        for view in views[:-1]:
             mask, state = policy.decide(view, state)
             exits = np.where((exits == self.num_steps) & mask, view.index, exits)
         return exits

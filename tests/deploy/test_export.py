@@ -272,8 +272,8 @@ class Smoothed(policies.ExitPolicy):
     level: float
     needs = frozenset({"hazard"})
 
-    def init(self, batch: policies.PolicyBatch) -> Any:
-        return torch.zeros(batch.size)
+    def init(self, first: policies.StepView) -> Any:
+        return torch.zeros_like(first.hazard)
 
     def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
         average = 0.5 * state + 0.5 * step.hazard
@@ -283,16 +283,19 @@ class Smoothed(policies.ExitPolicy):
 @policies.register("export-agreed-margin")
 @dataclass(frozen=True)
 class AgreedMargin(policies.ThresholdPolicy):
-    """The policy of docs/programs/own_policy.py, whose state begins with the first step."""
+    """The policy of docs/programs/own_policy.py, whose state is made from the first answers."""
 
     threshold: float
     needs = frozenset({"output"})
     tunable = policies.Threshold("threshold", "above")
 
+    def init(self, first: policies.StepView) -> Any:
+        return torch.full_like(first.index, -1)
+
     def statistic(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
         best, second = step.output.softmax(-1).topk(2).values.unbind(-1)
         classes = step.output.argmax(-1)
-        return (best - second) * (0.0 if state is None else classes == state), classes
+        return (best - second) * (classes == state), classes
 
 
 @policies.register("export-two-rows")
@@ -302,8 +305,19 @@ class TwoRows(Smoothed):
 
     rows: int | None = 2
 
-    def init(self, batch: policies.PolicyBatch) -> Any:
-        return torch.zeros(len(batch.row_ids) if self.rows is None else self.rows)
+    def init(self, first: policies.StepView) -> Any:
+        return torch.zeros(len(first.row_ids) if self.rows is None else self.rows)
+
+
+@policies.register("export-begun-late")
+@dataclass(frozen=True)
+class BegunLate(policies.ExitPolicy):
+    """A state that is there after the first step alone."""
+
+    needs = frozenset({"hazard"})
+
+    def decide(self, step: policies.StepView, state: Any) -> tuple[Any, Any]:
+        return step.hazard > 0.5, step.hazard
 
 
 OF_ANY_BATCH = [
@@ -350,8 +364,8 @@ def test_policies_answer_batches_of_any_number_of_rows(
         )
         arrays = record.map(lambda tensor: tensor.numpy())
         exported = GraphPolicy(written, graphs)
-        found_state = exported.init(arrays.batch)
-        state = policy.init(record.batch)
+        found_state = exported.init(next(arrays.views(policy.needs)))
+        state = policy.init(next(record.views(policy.needs)))
         for view, of_arrays in zip(
             record.views(policy.needs), arrays.views(policy.needs), strict=True
         ):
@@ -364,5 +378,11 @@ def test_policies_answer_batches_of_any_number_of_rows(
 @pytest.mark.parametrize("rows", [2, None])
 def test_a_state_with_the_rows_of_the_example_is_refused(tmp_path: Path, rows: int | None) -> None:
     readings = {name: Slot.of(name, torch.rand(2)) for name in ("hazard", "cdf", "survival")}
-    with pytest.raises(PonderError, match=r"torch\.zeros\(batch\.size\)"):
+    with pytest.raises(PonderError, match=r"torch\.zeros\(first\.size\)"):
         write_policy(TwoRows(0.3, rows), 4, task_named("classification"), readings, tmp_path)
+
+
+def test_a_state_that_init_does_not_return_is_refused(tmp_path: Path) -> None:
+    readings = {name: Slot.of(name, torch.rand(2)) for name in ("hazard", "cdf", "survival")}
+    with pytest.raises(PonderError, match="Return the whole state from `init`"):
+        write_policy(BegunLate(), 4, task_named("classification"), readings, tmp_path)

@@ -45,8 +45,8 @@ class Base(policies.ExitPolicy):
 
 
 class InPlace(Base):
-    def init(self, batch: policies.PolicyBatch) -> Tensor:
-        return torch.zeros(batch.row_ids.shape[0])
+    def init(self, first: policies.StepView) -> Tensor:
+        return torch.zeros(first.size)
 
     def decide(self, step: policies.StepView, state: Any) -> Any:
         state += self.sure(step)

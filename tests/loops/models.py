@@ -59,8 +59,8 @@ class Norm(policies.ExitPolicy):
     bound: float
     needs = frozenset({"features"})
 
-    def init(self, batch: policies.PolicyBatch) -> Any:
-        return {"largest": torch.zeros(batch.size)}
+    def init(self, first: policies.StepView) -> Any:
+        return {"largest": torch.zeros(first.size)}
 
     def decide(self, step: policies.StepView, state: Any) -> tuple[Tensor, Any]:
         largest = torch.maximum(state["largest"], step.features.flatten(1)[:, 0])

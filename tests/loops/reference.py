@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ponder.policies import ExitPolicy, PolicyBatch, StepView
+from ponder.policies import ExitPolicy, StepView
 from ponder.tasks import task_named
 
 
@@ -41,7 +41,7 @@ def run_row(
     length = len(hidden)
     ids = torch.tensor([row_id * 2**20 + position for position in range(length)])
     task = task_named("classification")
-    state = policy.init(PolicyBatch(ids, max_steps, task))
+    state = None
     running = torch.ones(length, dtype=torch.bool)
     exit_step = torch.full((length,), max_steps)
     outputs = head(hidden)
@@ -63,7 +63,10 @@ def run_row(
         if number == max_steps:
             break
         index = torch.full((length,), number)
-        exits, state = policy.decide(StepView(index, max_steps, readings, task), state)
+        view = StepView(index, ids, max_steps, readings, task)
+        if number == 1:
+            state = policy.init(view)
+        exits, state = policy.decide(view, state)
         exiting = running & torch.as_tensor(exits)
         exit_step[exiting] = number
         running = running & ~exiting

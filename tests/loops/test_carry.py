@@ -44,8 +44,8 @@ def test_a_halted_problem_makes_place_at_once() -> None:
     class Drawn(policies.ExitPolicy):
         needs = frozenset({"output"})
 
-        def init(self, batch: policies.PolicyBatch) -> object:
-            return steps[batch.row_ids]
+        def init(self, first: policies.StepView) -> object:
+            return steps[first.row_ids]
 
         def decide(self, step: policies.StepView, state: object) -> tuple[torch.Tensor, object]:
             return step.index >= torch.as_tensor(state), state

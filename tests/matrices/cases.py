@@ -97,10 +97,10 @@ class Rising(policies.ExitPolicy):
     times: int = 1
     needs = frozenset({"hazard", "output"})
 
-    def init(self, batch: Any) -> Any:
-        lowest = torch.full((batch.size,), -torch.inf, dtype=torch.float64)
+    def init(self, first: Any) -> Any:
+        lowest = torch.full((first.size,), -torch.inf, dtype=torch.float64)
         return {
-            "count": torch.zeros(batch.size, dtype=torch.long),
+            "count": torch.zeros(first.size, dtype=torch.long),
             "seen": (lowest, lowest.clone()),
         }
 
@@ -120,10 +120,11 @@ class Settled(policies.ThresholdPolicy):
     needs = frozenset({"features"})
     tunable = policies.Threshold("distance", "below")
 
+    def init(self, first: Any) -> Any:
+        return torch.full_like(first.features.flatten(1), torch.inf)
+
     def statistic(self, step: Any, state: Any) -> Any:
         now = step.features.flatten(1)
-        if state is None:
-            return torch.full(now.shape[:1], torch.inf, dtype=now.dtype), now
         return (now - state).norm(dim=1), now
 
 

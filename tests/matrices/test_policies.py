@@ -398,8 +398,8 @@ def test_thresholds_move_exits_one_way(policy: policies.ExitPolicy) -> None:
 def test_a_seeded_number_is_a_function_of_seed_and_row_id() -> None:
     ids = torch.tensor([0, 1, 2, 7, 2**40, -1, -(2**62), 2**63 - 1])
     for seed in (0, 1, 12345):
-        batch = policies.PolicyBatch(row_ids=ids, num_steps=4)
-        drawn = policies.Bernoulli(seed).init(batch)
+        first = policies.StepView(torch.ones_like(ids), ids, 4, {})
+        drawn = policies.Bernoulli(seed).init(first)
         assert drawn.tolist() == [oracles.uniform(seed, row) for row in ids.tolist()]
     made = toy("classification")
     policy = policies.Bernoulli(seed=9)

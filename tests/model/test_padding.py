@@ -149,9 +149,3 @@ def test_rows_that_do_not_fit_are_refused(trees: list[Any]) -> None:
         join_rows(trees)
     with pytest.raises(ValueError, match="tuple"):  # in PyTorch's own words
         join_rows([tuple(trees), trees])
-
-
-def test_a_value_that_is_not_there_yet_is_zero() -> None:
-    made = join_rows([(torch.tensor([2.0, 3.0]),), (None,)], sizes=[2, 1])
-    assert made[0].tolist() == [2.0, 3.0, 0.0]
-    assert join_rows([None, None], sizes=[1, 1]) is None

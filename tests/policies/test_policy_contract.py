@@ -18,7 +18,7 @@ import torch
 from ponder import policies
 from ponder.calibration import Record
 from ponder.errors import ArgumentError, PonderError
-from ponder.policies import ModelSpec, PolicyBatch, StepView
+from ponder.policies import ModelSpec, StepView
 from ponder.tasks import task_named
 from tests.matrices import oracles
 from tests.policies.records import (
@@ -45,8 +45,9 @@ def test_a_policy_survives_json_pickle_and_copies(policy: policies.ExitPolicy) -
 @pytest.mark.parametrize("policy", [*EVERY, *POSITIONS], ids=name)
 def test_nothing_that_was_passed_in_is_changed(policy: policies.ExitPolicy) -> None:
     made = record("token_classification" if policy in POSITIONS else "classification")
-    state = policy.init(made.batch)
-    for view in list(made.views(policy.needs))[:-1]:
+    views = list(made.views(policy.needs))
+    state = policy.init(views[0])
+    for view in views[:-1]:
         kept = copy.deepcopy((view.readings, view.index, state))
         _, new = policy.decide(view, state)
         torch.testing.assert_close((view.readings, view.index, state), kept, rtol=0, atol=0)
@@ -60,7 +61,7 @@ def test_needs_are_all_that_is_read(policy: policies.ExitPolicy) -> None:
     for need in policy.needs:
         view = next(made.views(policy.needs - {need}))
         with pytest.raises(PonderError, match=f"needs = frozenset.*{need}"):
-            policy.decide(view, policy.init(made.batch))
+            policy.decide(view, policy.init(view))
 
 
 def spec(task: str = "classification", num_steps: int = 6, **has: bool) -> ModelSpec:
@@ -116,9 +117,10 @@ def test_unknown_needs_and_words_that_drop_a_policy_are_refused() -> None:
 )
 def test_one_output_is_no_class(policy: policies.ExitPolicy) -> None:
     """Its entropy is 0 and its confidence 1: every row would exit at step 1."""
-    view = StepView(torch.ones(2, dtype=torch.long), 4, {"output": torch.zeros(2, 1)})
+    ids = torch.arange(2)
+    view = StepView(torch.ones_like(ids), ids, 4, {"output": torch.zeros(2, 1)})
     with pytest.raises(ArgumentError, match="class logits"):
-        policy.decide(view, None)
+        policy.decide(view, policy.init(view))
 
 
 @pytest.mark.parametrize(
@@ -204,37 +206,14 @@ def test_padding_does_not_count(policy: policies.ExitPolicy, task: str) -> None:
     assert exits_of(noisy, policy) == exits_of(made, policy) != exits_of(unmasked, policy)
 
 
-def test_rows_at_different_depths_share_a_batch() -> None:
-    """A row that begins beside rows whose state has begun is filled with zeros, and told by its index."""
-    made = record()
-    first, second = list(made.views(frozenset({"output"})))[:2]
-    for policy in (policies.Patience(1), policies.Converged(0.0)):
-        _, state = policy.decide(first, policy.init(made.batch))
-        new = policy.init(made.batch)
-        filled = {
-            key: torch.zeros_like(state[key]) if new[key] is None else new[key] for key in new
-        }
-        joined = {key: torch.cat([state[key][:20], filled[key][20:]]) for key in state}
-        mixed = StepView(
-            torch.cat([second.index[:20], first.index[20:]]),
-            6,
-            {"output": torch.cat([second.output[:20], first.output[20:]])},
-        )
-        mask, _ = policy.decide(mixed, joined)
-        alone = [
-            policy.decide(second, state)[0][:20],
-            policy.decide(first, policy.init(made.batch))[0][20:],
-        ]
-        assert torch.equal(mask, torch.cat(alone))
-
-
 def test_unseeded_sampling_draws_anew() -> None:
-    batch = PolicyBatch(torch.arange(1000), 4)
-    one = policies.Bernoulli().init(batch)
-    other = policies.Bernoulli().init(batch)
+    first = next(record(rows=1000).views(frozenset()))
+    one = policies.Bernoulli().init(first)
+    other = policies.Bernoulli().init(first)
     assert not torch.equal(one, other)
     assert 0.45 < float(one.mean()) < 0.55
-    assert policies.Bernoulli().init(as_arrays(record()).batch).shape == (40,)
+    of_arrays = next(as_arrays(record()).views(frozenset()))
+    assert policies.Bernoulli().init(of_arrays).shape == (40,)
 
 
 def oracle_exits(policy: policies.ExitPolicy, made: Record) -> list[set[int]]:
@@ -288,8 +267,9 @@ from ponder import policies, tasks
 import numpy as np
 
 policy = policies.from_dict((policies.Confidence(0.9) | policies.Patience(2).after(2)).to_dict())
-step = policies.StepView(np.array([1, 1]), 3, {"output": np.array([[0.0, 9.0], [0.0, 1.0]])})
-mask, _ = policy.decide(step, policy.init(policies.PolicyBatch(np.arange(2), 3)))
+outputs = np.array([[0.0, 9.0], [0.0, 1.0]])
+step = policies.StepView(np.array([1, 1]), np.arange(2), 3, {"output": outputs})
+mask, _ = policy.decide(step, policy.init(step))
 assert mask.tolist() == [True, False]
 assert "top-k" in policies.names()
 """

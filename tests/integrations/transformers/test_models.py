@@ -207,8 +207,8 @@ def test_an_exit_is_the_encoder_cut_at_that_layer(family: str) -> None:
 class _ByRow(policies.ExitPolicy):
     """A row exits at the step of its id."""
 
-    def init(self, batch: Any) -> Any:
-        return {"exit": 1 + batch.row_ids % batch.num_steps}
+    def init(self, first: Any) -> Any:
+        return {"exit": 1 + first.row_ids % first.num_steps}
 
     def decide(self, step: Any, state: Any) -> Any:
         return step.index >= state["exit"], state
