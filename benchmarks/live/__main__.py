@@ -6,6 +6,7 @@ certificate about the rows of a batch with one about rows like them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +17,10 @@ import typer
 
 from benchmarks.command_line import run_app
 from benchmarks.environment import environment
-from benchmarks.files import write_json
+from benchmarks.files import read_json, write_json
 from benchmarks.live import streams
 from benchmarks.live.batches import batches
-from benchmarks.live.cheap import CHEAP, FittedLinear
+from benchmarks.live.cheap import FittedLinear
 from benchmarks.live.kills import trial
 from benchmarks.live.measuring import Trial
 from benchmarks.live.overhead import overhead
@@ -34,39 +35,34 @@ _CACHE = Path("models/live")
 def run_command(
     text_dir: Annotated[Path, typer.Option(envvar="TEXT_DIR", help="Folder of the tasks.")],
     glue_dir: Annotated[Path, typer.Option(envvar="GLUE_DIR", help="Folder of GLUE.")],
-    seed: Annotated[list[int], typer.Option(min=0, help="Seeds of the orders and draws.")],
+    seed: Annotated[list[int], typer.Option(min=0, help="Seeds of the orders.")],
+    coin: Annotated[list[int], typer.Option(min=0, help="Coins of each order.")],
     setting: Annotated[list[str], typer.Option(help="Settings; all by default.")] = [],  # noqa: B006
-    cheap: Annotated[str, typer.Option(help="linear or student.")] = "linear",
-    model: Annotated[
-        list[Path],
-        typer.Option(
-            help="Folders TASK-… of fine-tuned models, the reference for the gold labels."
-        ),
-    ] = [],  # noqa: B006
     batch: Annotated[bool, typer.Option(help="Answer the rows as a batch.")] = False,
-    cache: Annotated[Path, typer.Option(help="Folder of embeddings and answers.")] = _CACHE,
+    cache: Annotated[Path, typer.Option(help="Folder of embeddings.")] = _CACHE,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/live"),
 ) -> None:
-    """Measure settings; each stream is written as soon as it is done, and left out if it is there."""
-    kind, teach = CHEAP[cheap]
-    models = {folder.name.split("-minilm-")[0]: folder for folder in model}
-    for task, chosen, each in _jobs(setting or list(streams.SETTINGS), seed):
-        parts = [task, chosen.replace(" ", "-"), cheap]
-        parts += ["model"] * bool(model) + ["batch"] * batch + [f"s{each}.json"]
-        file = out / "-".join(parts)
-        if file.exists():
-            continue
-        corpus = streams.read(task, text_dir, glue_dir, cache)
-        facts = {"task": task, "setting": chosen, "seed": each, "rows": ROWS}
-        facts |= {"cheap": kind, "reference": "gold labels", "batch": batch}
-        if model:
-            corpus = streams.with_model(corpus, task, models[task], cache)
-            facts["reference"] = models[task].name
-            facts["agreement_with_gold"] = round(corpus.agreement, 5)
-        stream = Trial(corpus, chosen, teach, ROWS, each)
-        ways = list(stream.batch_ways() if batch else stream.stream_ways())
-        write_json(file, {**facts, "ways": ways, "environment": _environment()})
-        typer.echo(f"{file.name}: {_first_ways(ways)}")
+    """Measure streams as `rule.md` says: coin by coin, in each seed by seed.
+
+    Each coin of a stream is written as soon as it is done, and left out if it is there.
+    """
+    for one in coin:
+        for task, chosen, each in _jobs(setting or list(streams.SETTINGS), seed):
+            parts = [task, chosen.replace(" ", "-")] + ["batch"] * batch + [f"s{each}.json"]
+            file = out / "-".join(parts)
+            facts = {"task": task, "setting": chosen, "seed": each, "batch": batch, "runs": []}
+            found = read_json(file) if file.exists() else facts
+            if any(run["coin"] == one for run in found["runs"]):
+                continue
+            corpus = streams.read(task, text_dir, glue_dir, cache)
+            trial = Trial(corpus, chosen, FittedLinear, min(ROWS, len(corpus.texts)), each)
+            start = time.process_time()
+            ways = list(trial.batch_ways(one) if batch else trial.stream_ways(one))
+            seconds = round(time.process_time() - start, 1)
+            run = {"coin": one, "ways": ways, "environment": _environment()}
+            found["runs"].append(run)
+            write_json(file, {**found, "rows": trial.rows})
+            typer.echo(f"{file.name} coin {one}: {seconds} s, {_first_ways(ways)}")
 
 
 def _jobs(settings: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
@@ -123,9 +119,11 @@ def _environment() -> dict[str, Any]:
 
 
 def _first_ways(ways: Sequence[Mapping[str, Any]]) -> str:
-    """Return what `Live` asked, and how many answers differ."""
-    found = [way for way in ways if way["way"] == "Live"]
-    return ", ".join(f"{way['level']}: {way['asked']:.3f} ({way['wrong']:.4f})" for way in found)
+    """Return what `Live` and B-PAC asked, and how many answers differ."""
+    found = [way for way in ways if way["way"] in ("Live", "B-PAC")]
+    return ", ".join(
+        f"{way['way']} {way['level']}: {way['asked']:.3f} ({way['wrong']:.4f})" for way in found
+    )
 
 
 @app.command("kills")

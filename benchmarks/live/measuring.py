@@ -1,15 +1,18 @@
-"""One stream or batch, answered by `Live` and by its rivals.
+"""One stream or batch, answered by `Live` and by its rivals, as `rule.md` says.
 
-A stream is answered in its order, by `Live`, by a fixed threshold and by B-PAC's rule. The rows of a batch are all at
+A stream is answered in its order, by `Live`, by fixed thresholds and by B-PAC's rule. The rows of a batch are all at
 hand: `Live` answers them with `finite=True`, and BARGAIN's rule and PAC labels draw from all of them. The order of a
 batch is random for each.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,21 +20,23 @@ from numpy.typing import NDArray
 
 import ponder
 from benchmarks.live import rivals, streams
-from benchmarks.live.adversary import Adversary
+from benchmarks.live.adversary import Adversary, Planned, Turncoat
 from benchmarks.live.cheap import FittedCheap, Teach
-from benchmarks.live.rivals import Result
+from benchmarks.live.rivals import BPac, Result
+from ponder.cascade.live_rule import AuditRule
 
 __all__ = ["LEVELS", "Trial"]
 
 LEVELS = (0.02, 0.05)
 _TAUGHT = (600, 1200, 2400)
 _CERTIFY = (750, 1500)
-_AUDITS = (0.1, 0.3)
+_DRAWN = (0.1, 0.2)
 
 Way = dict[str, Any]
+Order = NDArray[np.intp]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Trial:
     """A setting with its texts, cheap model and seed.
 
@@ -39,8 +44,8 @@ class Trial:
         corpus: The texts.
         setting: The setting, of `streams.SETTINGS`.
         teach: Teaches a cheap model.
-        rows: The length of the stream.
-        seed: Seed of the order, and of what the rivals draw.
+        rows: The length of the stream, at most.
+        seed: Seed of the order.
     """
 
     corpus: streams.Corpus
@@ -48,41 +53,101 @@ class Trial:
     teach: Teach
     rows: int
     seed: int
+    _views: dict[bytes, list[_View]] = field(default_factory=dict)
 
-    def stream_ways(self) -> Iterator[Way]:
+    @cached_property
+    def order(self) -> Order:
+        """The texts of the stream, in their order; of an adversary, its pool."""
+        setting = self.setting
+        if setting in streams.ADVERSARIES:
+            setting = "no drift"
+        rows = self.rows
+        if self.setting == streams.ADVERSARY:
+            rows = len(self.corpus.texts)
+        return streams.order_of(self.corpus, setting, rows, self.seed)
+
+    def stream_ways(self, coin: int) -> Iterator[Way]:
         """Yield a row of the results for each level and way, on the stream in its order."""
-        order = None
-        if self.setting != streams.ADVERSARY:
-            order = streams.order_of(self.corpus, self.setting, self.rows, self.seed)
-        views = list[_View]()
         for level in LEVELS:
             start = time.process_time()
-            live = _LiveRun(self.corpus, self.teach, level)
-            if order is None:
-                seen, found = live.against_adversary(self.rows, self.seed)
+            live = _LiveRun(self, level, coin)
+            if self.setting == streams.ADVERSARY:
+                order, found = live.against_adversary()
+            elif self.setting == streams.TURNCOAT:
+                order = self.order
+                found = live.against_turncoat(order)
             else:
-                seen = order
+                order = self.order
                 found = live.answer(order)
             yield _row(level, "Live", found) | _seconds(start)
-            if order is None or not views:
-                views = list(self._views(seen))
-            for view in views:
-                yield from _stream_rivals(level, view, self.seed)
+            yield from self._stream_rivals(level, order, live.moments, coin)
 
-    def batch_ways(self) -> Iterator[Way]:
+    def batch_ways(self, coin: int) -> Iterator[Way]:
         """Yield a row of the results for each level and way, on the rows of the stream as a batch."""
-        order = streams.order_of(self.corpus, self.setting, self.rows, self.seed)
-        order = np.random.default_rng(self.seed).permutation(order)
-        views = list(self._views(order))
+        order = np.random.default_rng(self.seed).permutation(self.order)
         for level in LEVELS:
             start = time.process_time()
-            found = _LiveRun(self.corpus, self.teach, level).answer(order, finite=True)
+            found = _LiveRun(self, level, coin).answer(order, finite=True)
             yield _row(level, "Live", found) | _seconds(start)
-            for view in views:
-                yield from _batch_rivals(level, view, self.seed)
+            for view in self._views_of(order):
+                yield from _batch_rivals(level, view, _seed_of(self.seed, coin))
 
-    def _views(self, order: NDArray[np.intp]) -> Iterator[_View]:
-        """Yield what rivals see of the stream, for each number of rows that teach."""
+    def _stream_rivals(
+        self, level: float, order: Order, moments: Sequence[int], coin: int
+    ) -> Iterator[Way]:
+        """Yield a row for each rival that answers a stream in its order.
+
+        Args:
+            level: The level.
+            order: The texts.
+            moments: Rows at which `Live` was taught.
+            coin: Seed of the coin.
+        """
+        seed = _seed_of(self.seed, coin)
+        yield _row(level, "B-PAC", self._bpac(level, order, moments, seed))
+        for view in self._views_of(order):
+            if self.setting != streams.TURNCOAT:
+                for certify in _CERTIFY:
+                    if view.taught + certify < len(order):
+                        found = rivals.fixed(view.sure, view.differs, level, view.taught, certify)
+                        yield _row(level, f"fixed {view.taught}/{certify}", found)
+            found = self._bpac(level, order, [view.taught], seed)
+            yield _row(level, f"B-PAC fixed {view.taught}", found)
+
+    def _bpac(self, level: float, order: Order, moments: Sequence[int], seed: int) -> Result:
+        """Answer a stream by B-PAC's rule, taught at some rows by the rows that it asked."""
+        rule = BPac(level, seed)
+        truth: Truth = _Gold(self.corpus)
+        if self.setting == streams.TURNCOAT:
+            truth = Turncoat(self.corpus, order)
+        ends = [*moments, len(order)]
+        names = [truth.answer(int(row), None) for row in order[: ends[0]]]
+        for _ in names:
+            rule.learn(1.0, asked=True, differs=False)
+        asked = np.ones(len(order), dtype=bool)
+        differs = np.zeros(len(order), dtype=bool)
+        for start, end in pairwise(ends):
+            known = np.flatnonzero(asked[:start])
+            model = self.teach(self.corpus, order[known].tolist(), [names[each] for each in known])
+            shares = model.predict_proba(order[start:end].tolist())
+            cheap = np.array(model.classes)[shares.argmax(axis=1)].tolist()
+            for place, doubt in enumerate((1.0 - shares.max(axis=1)).tolist(), start=start):
+                label = cheap[place - start]
+                seen = label if doubt < rule.threshold else None
+                names.append(truth.answer(int(order[place]), seen))
+                differs[place] = names[place] != label
+                asked[place] = rule.asks(doubt)
+                rule.learn(doubt, asked=bool(asked[place]), differs=bool(differs[place]))
+        return Result.of(asked, differs & ~asked)
+
+    def _views_of(self, order: Order) -> list[_View]:
+        """Return what rivals see of a stream, for each number of rows that teach."""
+        key = order.tobytes()
+        if key not in self._views:
+            self._views = {key: list(self._new_views(order))}
+        return self._views[key]
+
+    def _new_views(self, order: Order) -> Iterator[_View]:
         answers = self.corpus.answers[order]
         for taught in _TAUGHT:
             model = self.teach(self.corpus, order[:taught].tolist(), answers[:taught].tolist())
@@ -106,24 +171,55 @@ class _View:
     differs: NDArray[np.bool_]
 
 
+class _Gold:
+    """A reference that knows the corpus, and no more."""
+
+    def __init__(self, corpus: streams.Corpus) -> None:
+        self._answers = corpus.answers
+
+    def answer(self, row: int, cheap: str | None) -> str:
+        """Return the answer of the corpus."""
+        return str(self._answers[row])
+
+
+Truth = _Gold | Turncoat
+
+
 class _LiveRun:
-    """A stream answered by `Live`."""
+    """A stream answered by `Live`.
 
-    def __init__(self, corpus: streams.Corpus, teach: Teach, level: float) -> None:
-        self._corpus = corpus
-        self._teach = teach
+    Attributes:
+        moments: Rows that had an answer when the cheap model was taught.
+    """
+
+    def __init__(self, trial: Trial, level: float, coin: int) -> None:
+        self._corpus = trial.corpus
+        self._rows = trial.rows
+        self._pool = trial.order
+        self._teach = trial.teach
         self._model: FittedCheap | None = None
-        self._live = ponder.Live(self._ask, level, teach=self._taught)
+        self._turncoat: Planned | None = None
+        self._rule = AuditRule()
+        if trial.setting == streams.TURNCOAT:
+            self._turncoat = Planned(Turncoat(trial.corpus, trial.order), self._rule)
+        draw = random.Random(_seed_of(trial.seed, coin))
+        self._live = ponder.Live(
+            self._ask,
+            level,
+            teach=self._taught,
+            rule=self._turncoat or self._rule,
+            coin=draw.random,
+        )
+        self.moments: list[int] = []
 
-    def answer(self, order: NDArray[np.intp], *, finite: bool = False) -> Result:
+    def answer(self, order: Order, *, finite: bool = False) -> Result:
         """Answer a stream whose order is known."""
         found = self._live.answer(order.tolist(), finite=finite)
         return self._result(order, found.labels, found.source)
 
-    def against_adversary(self, rows: int, seed: int) -> tuple[NDArray[np.intp], Result]:
+    def against_adversary(self) -> tuple[Order, Result]:
         """Answer a stream that an adversary orders; return its order, too."""
-        pool = streams.order_of(self._corpus, "no drift", len(self._corpus.texts), seed)
-        adversary = Adversary(self._corpus, pool, rows)
+        adversary = Adversary(self._corpus, self._pool, self._rows)
         labels = list[str]()
         source = list[str]()
         while block := adversary.next_block(self._model):
@@ -132,12 +228,26 @@ class _LiveRun:
             source += found.source
         return adversary.order, self._result(adversary.order, labels, source)
 
+    def against_turncoat(self, order: Order) -> Result:
+        """Answer a stream whose reference changes sides."""
+        assert self._turncoat is not None
+        found = self._live.answer(order.tolist())
+        names = [self._turncoat.answer(row) for row in order.tolist()]
+        return Result.of(np.array(found.source) == "reference", np.array(found.labels) != names)
+
     def _ask(self, rows: Sequence[int]) -> list[str]:
+        if self._turncoat is not None:
+            return [self._turncoat.answer(row) for row in rows]
         return [str(self._corpus.answers[row]) for row in rows]
 
     def _taught(self, rows: Sequence[int], names: Sequence[str]) -> FittedCheap:
         # The last of the three models of a teaching is the one that answers.
         self._model = self._teach(self._corpus, rows, names)
+        moment = self._live.account.answers
+        if moment not in self.moments:
+            self.moments.append(moment)
+        if self._turncoat is not None:
+            return self._turncoat.watched(self._model)
         return self._model
 
     def _result(self, order: Any, labels: Sequence[str], source: Sequence[str]) -> Result:
@@ -145,24 +255,22 @@ class _LiveRun:
         return Result.of(np.array(source) == "reference", wrong)
 
 
-def _stream_rivals(level: float, view: _View, seed: int) -> Iterator[Way]:
-    """Yield a row for each rival that answers a stream in its order."""
-    sure = view.sure
-    for certify in _CERTIFY:
-        found = rivals.fixed(sure, view.differs, level, view.taught, certify)
-        yield _row(level, f"fixed {view.taught}/{certify}", found)
-    for audit in _AUDITS:
-        found = rivals.bpac(sure, view.differs, level, view.taught, audit, seed)
-        yield _row(level, f"B-PAC {view.taught}/{audit:g}", found)
-
-
 def _batch_rivals(level: float, view: _View, seed: int) -> Iterator[Way]:
     """Yield a row for each rival that draws from a whole batch."""
-    for draws in _CERTIFY:
-        found = rivals.pac_labels(view.sure, view.differs, level, view.taught, draws, seed)
-        yield _row(level, f"PAC labels {view.taught}/{draws}", found)
-    found = rivals.bargain(view.sure, view.differs, level, view.taught, seed)
+    sure = view.sure
+    for share in _DRAWN:
+        for weighted in (False, True):
+            draws = round(share * len(sure))
+            found = rivals.pac_labels(sure, view.differs, level, view.taught, draws, weighted, seed)
+            kind = "weighted" if weighted else "equal"
+            yield _row(level, f"PAC labels {view.taught}/{share:g}/{kind}", found)
+    found = rivals.bargain(sure, view.differs, level, view.taught, seed)
     yield _row(level, f"BARGAIN {view.taught}", found)
+
+
+def _seed_of(seed: int, coin: int) -> int:
+    """Return the seed of a coin in a stream."""
+    return 1000 * seed + coin + 1
 
 
 def _row(level: float, way: str, found: Result) -> Way:

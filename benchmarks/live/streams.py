@@ -1,4 +1,4 @@
-"""Texts with the reference's answers, and the orders in which they come: without drift, and with drifts of six kinds.
+"""Texts with the reference's answers, and the orders in which they come: without drift, and with drifts.
 
 The reference is the gold labels, or a fine-tuned model, which answers all texts once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,20 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.backbones import resolve
 from ponder.integrations.transformers.reading import read_stage
 
-__all__ = ["ADVERSARY", "SETTINGS", "Corpus", "order_of", "read", "with_model"]
+__all__ = [
+    "ADVERSARIES",
+    "ADVERSARY",
+    "SETTINGS",
+    "TURNCOAT",
+    "Corpus",
+    "order_of",
+    "read",
+    "with_model",
+]
 
 ADVERSARY = "an adversary"
+TURNCOAT = "an adversary made for B-PAC"
+ADVERSARIES = (ADVERSARY, TURNCOAT)
 
 SETTINGS: Mapping[str, Sequence[str]] = {
     "no drift": ("banking77", "clinc150"),
@@ -30,9 +42,11 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "sorted by class": ("banking77", "clinc150"),
     "out of scope rising": ("clinc150",),
     "phrases then sentences": ("sst-2",),
+    "tweets then videos then forums": ("wnut17",),
     ADVERSARY: ("banking77", "clinc150"),
+    TURNCOAT: ("banking77", "clinc150"),
 }
-"""The settings, and the tasks in which each is possible. An adversary orders its texts as it goes (`adversary.py`)."""
+"""The settings, and the tasks in which each is possible. Adversaries act as the stream goes (`adversary.py`)."""
 _OUT = "oos"
 
 
@@ -117,6 +131,10 @@ def order_of(corpus: Corpus, setting: str, rows: int, seed: int) -> NDArray[np.i
         order = inside[:rows].copy()
         order[out] = outside[: len(out)]
         return order
+    if setting == "tweets then videos then forums":
+        return np.concatenate(
+            [draw.permutation(side) for side in np.split(np.arange(len(corpus.texts)), _WNUT_ENDS)]
+        )
     short = np.array([len(text.split()) <= 6 for text in corpus.texts])
     sides = (np.flatnonzero(short), np.flatnonzero(~short))
     return np.concatenate([draw.permutation(side)[: rows // 2] for side in sides])
@@ -148,7 +166,21 @@ def _sst2(text_dir: Path, glue_dir: Path) -> tuple[list[str], list[str]]:
     return chosen, [known[text] for text in chosen]
 
 
-_READERS = {"banking77": _banking77, "clinc150": _clinc150, "sst-2": _sst2}
+def _wnut17(text_dir: Path, glue_dir: Path) -> tuple[list[str], list[str]]:
+    texts = list[str]()
+    labels = list[str]()
+    for name in ("train", "dev", "test"):
+        blocks = (text_dir / "wnut17" / f"{name}.conll").read_text("utf-8")
+        for block in re.split(r"\n\s*\n", blocks.strip()):
+            tokens = [line.split("\t") for line in block.strip().splitlines()]
+            texts.append(" ".join(token[0] for token in tokens))
+            labels.append("entity" if any(token[-1] != "O" for token in tokens) else "none")
+    return texts, labels
+
+
+_WNUT_ENDS = (3394, 4403)
+"""Where the tweets end, and the videos."""
+_READERS = {"banking77": _banking77, "clinc150": _clinc150, "sst-2": _sst2, "wnut17": _wnut17}
 
 
 def _embedded(texts: Sequence[str]) -> NDArray[np.float32]:
