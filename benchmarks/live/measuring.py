@@ -105,6 +105,8 @@ class Trial:
         """
         seed = _seed_of(self.seed, coin)
         yield _row(level, "B-PAC", self._bpac(level, order, moments, seed))
+        if coin > 0:
+            return
         for view in self._views_of(order):
             if self.setting != streams.TURNCOAT:
                 for certify in _CERTIFY:
@@ -122,8 +124,6 @@ class Trial:
             truth = Turncoat(self.corpus, order)
         ends = [*moments, len(order)]
         names = [truth.answer(int(row), None) for row in order[: ends[0]]]
-        for _ in names:
-            rule.learn(1.0, asked=True, differs=False)
         asked = np.ones(len(order), dtype=bool)
         differs = np.zeros(len(order), dtype=bool)
         for start, end in pairwise(ends):

@@ -104,12 +104,12 @@ class BPac:
         return doubt >= self.threshold or bool(self._draw.random() < self.audit)
 
     def learn(self, doubt: float, *, asked: bool, differs: bool) -> None:
-        """Note a row; `differs` is read only if it was asked. A row without a cheap answer has the doubt 1."""
+        """Note a row; `differs` is read only if it was asked."""
         gain = np.full(_BPAC_THRESHOLDS, self._level)
         if asked and differs:
             probability = self.audit if doubt < self.threshold else 1.0
             gain -= (1.0 - _AUDIT) / probability * (doubt < self._thresholds)
-        most = 0.9 / max(self._level, (1.0 - _AUDIT) / _AUDIT - self._level)
+        most = 0.9 / max(self._level, (1.0 - _AUDIT) / self.audit - self._level)
         self._wealth += np.log1p(np.clip(self._gains / self._squares, 0.0, most) * gain)
         self._gains += gain
         self._squares += gain**2
