@@ -50,8 +50,8 @@ def run_command(
         for task, chosen, each in _jobs(setting or list(streams.SETTINGS), seed):
             parts = [task, chosen.replace(" ", "-")] + ["batch"] * batch + [f"s{each}.json"]
             file = out / "-".join(parts)
-            facts = {"task": task, "setting": chosen, "seed": each, "batch": batch, "runs": []}
-            found = read_json(file) if file.exists() else facts
+            facts = {"task": task, "setting": chosen, "seed": each, "batch": batch}
+            found: dict[str, Any] = read_json(file) if file.exists() else {**facts, "runs": []}
             if any(run["coin"] == one for run in found["runs"]):
                 continue
             corpus = streams.read(task, text_dir, glue_dir, cache)
