@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 from ponder.errors import PonderError
 
-__all__ = ["ChatLabels"]
+__all__ = ["ChatLabels", "bare_answer"]
 
 _PROMPT = "Classify the text. Answer with one of these labels and nothing else:\n{labels}"
 
@@ -40,7 +40,7 @@ class ChatLabels:
         if key is None:
             key = os.environ.get("OPENAI_API_KEY", "")
         self._key = key
-        self._known = {label.casefold(): label for label in self.labels}
+        self._known = {bare_answer(label): label for label in self.labels}
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
         """Return a label for each text.
@@ -53,8 +53,7 @@ class ChatLabels:
     def _ask(self, text: str) -> str:
         """Return the label of a text."""
         answer = self._post(text)
-        # Models add quotation marks, full stops and capitals.
-        label = self._known.get(answer.strip().strip("\"'`.").casefold())
+        label = self._known.get(bare_answer(answer))
         if label is None:
             raise PonderError(
                 f"the model answered {answer[:80]!r}, which is not one of the labels."
@@ -71,3 +70,8 @@ class ChatLabels:
         with urlopen(request, timeout=self.timeout) as reply:
             answer: str = json.load(reply)["choices"][0]["message"]["content"]
         return answer
+
+
+def bare_answer(answer: str) -> str:
+    """Return an answer without the quotation marks, full stops and capitals that models add."""
+    return answer.strip().strip("\"'`.").casefold()

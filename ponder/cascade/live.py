@@ -162,6 +162,8 @@ class Live:
         budget: The number of calls, those of earlier processes included; None for no limit.
         asking: How the reference is called: concurrency, calls a minute, attempts.
         progress: Called with `Progress` as answers come.
+        teach_apart: Whether the cheap model is taught on a thread of its own, so that no row waits
+            for it.
         coin: Returns numbers in [0, 1); for tests alone, since a coin that can be foreseen promises
             nothing.
 
@@ -189,6 +191,7 @@ class Live:
         budget: int | None = None,
         asking: Asking | None = None,
         progress: Callable[[Progress], object] | None = None,
+        teach_apart: bool = False,
         coin: Callable[[], float] | None = None,
     ) -> None:
         check_real("level", level, 0.0, 1.0, open_high=True)
@@ -211,6 +214,9 @@ class Live:
         self._names: dict[str, Any] = {}
         self._labels = self._store.count_answers()
         self._deciding = threading.RLock()
+        self._teach_apart = teach_apart
+        self._teaching = threading.Lock()
+        self._teacher: threading.Thread | None = None
         self._resume()
         self._teach_if_due()
 
@@ -279,6 +285,8 @@ class Live:
 
     def close(self) -> None:
         """Close the file."""
+        if self._teacher is not None:
+            self._teacher.join()
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -466,7 +474,11 @@ class Live:
         row = self._named(call, position)
         if row is not None:
             return row
-        row = self._throw(call, position, key, account)
+        if self._store.waiting(key):
+            # Of a call that failed: its answer settles an audit that counts as caught.
+            row = Row(key, None, 0.0, 1.0, True)
+        else:
+            row = self._throw(call, position, key, account)
         if row is not None:
             name = None if call.ids is None else call.ids[position]
             self._store.write_row(row, name)
@@ -559,6 +571,7 @@ class Live:
                 positions = call.claimed.pop(reply.key, [])
                 if reply.error is not None:
                     self._store.release_now(reply.key)
+                    account.asked -= 1
                     call.fail(positions, reply.error)
                     continue
                 label = plain_label(reply.label)
@@ -597,19 +610,33 @@ class Live:
         learner = self._learner
         if not learner.can_learn or self.level == 0.0:
             return
+        if not self._teaching.acquire(blocking=False):
+            return  # another thread teaches it
         if not self.rule.teaches(self._labels, learner.taught, learner.unknown):
-            return
-        lessons = self._store.lessons()
-        self._labels = len(lessons)
-        self._teach(lessons)
-        self._store.write_taught(len(lessons))
+            self._teaching.release()
+        elif self._teach_apart:
+            self._teacher = threading.Thread(target=self._teach_all, name="ponder-teaching")
+            self._teacher.start()
+        else:
+            self._teach_all()
+
+    def _teach_all(self) -> None:
+        """Teach the cheap model all answers of the reference, and let others teach it after that."""
+        try:
+            lessons = self._store.lessons()
+            self._labels = len(lessons)
+            self._teach(lessons)
+            self._store.write_taught(len(lessons))
+        finally:
+            self._teaching.release()
 
     def _teach(self, lessons: Sequence[Lesson]) -> None:
         """Teach the cheap model, and show the rule how its doubts are to be read."""
         self._names.update({lesson.name: lesson.label for lesson in lessons})
         outcomes = self._learner.learn(lessons)
         if outcomes is not None:
-            self.rule.renew(outcomes)
+            with self._deciding:
+                self.rule.renew(outcomes)
 
     def _report(self, call: _Call) -> None:
         if self._progress is not None:
