@@ -22,7 +22,7 @@ from ponder._utils.rows import Text, class_numbers
 from ponder.errors import ArgumentError
 from ponder.statistics.certificate import count
 
-__all__ = ["Row", "Texts", "read_rows", "read_texts"]
+__all__ = ["Row", "Texts", "read_labels", "read_rows", "read_texts"]
 
 Row: TypeAlias = Mapping[str, Any]
 _HALF = re.compile("[\ud800-\udfff]")
@@ -293,3 +293,12 @@ def _default_names(width: int) -> list[str]:
 def _wrong(option: str, path: Path, expected: str, got: object, remedy: str) -> ArgumentError:
     """Return the error about a file."""
     return ArgumentError(option, expected=expected, got=f"{got} ({path})", remedy=remedy)
+
+
+def read_labels(file: Path | None) -> list[str]:
+    """Read the labels of a file, one a line."""
+    if file is None:
+        remedy = "Pass --labels FILE, with a label on each line."
+        raise ArgumentError("--labels", expected="a file", got="none", remedy=remedy)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]

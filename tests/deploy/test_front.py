@@ -16,7 +16,10 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from ponder.cli.app import app
 from ponder.deploy.front import Front, create_front_app
 from ponder.errors import ArgumentError
 from tests.deploy.gateway import LABELS, PROMPT, Gateway, gateway, said_to
@@ -260,3 +263,22 @@ def test_one_label_is_refused() -> None:
 def test_no_torch_is_loaded() -> None:
     code = "import sys; sys.modules['torch'] = None; import ponder.deploy.front"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_serve_stands_in_front_of_a_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = list[Any]()
+    monkeypatch.setattr(uvicorn, "run", lambda app, **settings: served.append(app))
+    (tmp_path / "labels.txt").write_text("card\nloan\n")
+    options = ["serve", "--in-front-of", "http://127.0.0.1:1/v1", "--port", "0"]
+    files = ["--labels", str(tmp_path / "labels.txt"), "--db", str(tmp_path / "live.db")]
+    found = CliRunner().invoke(app, [*options, *files, "--level", "0.1", "--budget", "7"])
+    assert found.exit_code == 0, found.output
+    with TestClient(served[0]) as client:
+        health = client.get("/health").json()
+        assert (health["level"], health["asked"]) == (0.1, 0)
+        assert client.get("/v1/models").status_code == 502
+    assert "expected a file" in CliRunner().invoke(app, options).output
+    assert "got neither" in CliRunner().invoke(app, ["serve", "--port", "0"]).output
+    assert "got both" in CliRunner().invoke(app, [*options, str(tmp_path)]).output

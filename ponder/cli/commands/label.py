@@ -18,7 +18,7 @@ from ponder.cli.options import SHARE, Columns, Confidence, Json, NoHeader
 from ponder.cli.outcome import DataTable, Outcome
 from ponder.cli.output import probe_file, progress
 from ponder.cli.show import show
-from ponder.cli.texts import Texts, read_texts
+from ponder.cli.texts import Texts, read_labels, read_texts
 from ponder.errors import ArgumentError
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
 
@@ -173,11 +173,7 @@ def _reference(given: str, base_url: str, labels: Path | None) -> Ask:
     """Return the function of a name, `module:function` or `openai:MODEL`."""
     kind, _, name = given.partition(":")
     if kind == "openai" and name:
-        if labels is None:
-            remedy = "Pass --labels FILE, with a label on each line."
-            raise ArgumentError("--labels", expected="a file", got="none", remedy=remedy)
-        lines = labels.read_text(encoding="utf-8").splitlines()
-        return ChatLabels(name, [line.strip() for line in lines if line.strip()], base_url)
+        return ChatLabels(name, read_labels(labels), base_url)
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a module beside the texts
     try:
         function: Ask = getattr(import_module(kind), name)

@@ -1,4 +1,4 @@
-"""The command `serve`: a folder behind HTTP, until the process is stopped."""
+"""The command `serve`: a folder behind HTTP, or a place in front of a gateway, until it is stopped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from fastapi import FastAPI
 
 from ponder._utils.rounding import rounded_up
 from ponder.cascade.stages import stage_of
-from ponder.cli.options import Folder
+from ponder.cli.options import SHARE, Confidence
 from ponder.cli.output import say
+from ponder.cli.texts import read_labels
 from ponder.deploy.auditing import ServedLedger
 from ponder.deploy.folders import FullDepth, Opened, OpenedRanker, open
+from ponder.deploy.front import Front, create_front_app
 from ponder.deploy.server import Limits, create_app, ledger_of
 from ponder.deploy.server_ranking import create_rank_app
 from ponder.errors import ArgumentError, PonderError
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 
 __all__ = ["app_of", "run"]
 
@@ -27,7 +30,9 @@ _GRACE = 10  # seconds after the deadline until a stopping service drops its req
 
 
 def run(
-    folder: Folder,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder of another command.", metavar="FOLDER")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
@@ -67,10 +72,33 @@ def run(
         Path | None,
         typer.Option(help="The folder whose full depth was promised, that before --int8 say."),
     ] = None,
+    in_front_of: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a folder: the address of a server with OpenAI's interface, up to "
+            "/v1, whose classification calls become cheaper. The options below are for it."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="A file with a label on each line, the answers of a call.")
+    ] = None,
+    level: Annotated[
+        float, typer.Option(help="The share of answers that may differ.", **SHARE)
+    ] = LEVEL,
+    confidence: Confidence = CONFIDENCE,
+    database: Annotated[
+        Path | None, typer.Option("--db", help="The SQLite file that keeps answers and the bound.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=0, help="The limit of calls, those before a restart included."),
+    ] = None,
+    price: Annotated[float, typer.Option(min=0, help="The price of a call.")] = 1.0,
 ) -> None:
     """Answer texts over HTTP: /predict (or /rank), /health, /metrics and /docs.
 
-    Example: `ponder serve exits --port 8000`
+    Examples: `ponder serve exits --port 8000`,
+    `ponder serve --in-front-of http://gateway/v1 --labels labels.txt --db live.db`
     """
     _check_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -85,7 +113,27 @@ def run(
     grace: int | None = None
     if limits.deadline is not None:
         grace = int(limits.deadline) + _GRACE
-    app = app_of(folder, limits, audit_share, audit_file, reference)
+    if in_front_of is not None and folder is None:
+        front = Front(
+            in_front_of,
+            read_labels(labels),
+            level,
+            confidence,
+            database,
+            budget=budget,
+            price=price,
+        )
+        say(f"in front of {in_front_of}: {front.live.statement}")
+        app = create_front_app(front)
+    elif folder is not None and in_front_of is None:
+        app = app_of(folder, limits, audit_share, audit_file, reference)
+    else:
+        raise ArgumentError(
+            "FOLDER",
+            expected="a folder, or --in-front-of",
+            got="neither" if folder is None else "both",
+            remedy="Name one of them.",
+        )
     uvicorn.run(
         app,
         host=host,
