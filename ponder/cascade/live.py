@@ -621,7 +621,7 @@ class Live:
             self._teach_all()
 
     def _teach_all(self) -> None:
-        """Teach the cheap model all answers of the reference, and let others teach it after that."""
+        """Teach the cheap model all answers of the reference; then other threads may teach it."""
         try:
             lessons = self._store.lessons()
             self._labels = len(lessons)

@@ -1,4 +1,4 @@
-"""The command `serve`: a folder behind HTTP, or a place in front of a gateway, until it is stopped."""
+"""The command `serve`: a folder behind HTTP, or a place in front of a gateway, until a stop."""
 
 from __future__ import annotations
 
