@@ -77,7 +77,7 @@ def simulate(
                     bound=bound,
                     grid=GRID,
                 )
-                found.append(scene.truth(risk, signed, done.policy.threshold_value))
+                found.append(scene.truth(risk, signed, done.certificate.threshold_value))
             risks, steps = zip(*found, strict=True)
             possible = scene.num_steps - _cheapest(scene, risk, signed, level)
             saved = scene.num_steps - statistics.fmean(steps)

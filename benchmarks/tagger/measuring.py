@@ -130,7 +130,7 @@ def _gate(
         "level": level,
         "certified": True,
         "statement": found.statement,
-        "threshold": found.policy.threshold_value,
+        "threshold": found.certificate.threshold_value,
         "texts_skipped": float(early.mean()),
         "texts_missed": missed,
         "entity_words_missed": float(entity_words[early].sum() / entity_words.sum()),

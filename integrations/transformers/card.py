@@ -57,7 +57,7 @@ def model_card(model: SavedModel, name: str) -> ModelCard:
         heads = f"the heads of `{model.recipe.name}`"
     promise = "Nothing: its policy is not certified."
     if isinstance(model.policy, Certified):
-        promise = model.policy.statement
+        promise = model.policy.certificate.sentence
     measured = "".join(_measured(row) for row in config.evaluations)
     text = f"""
 # {name}

@@ -35,7 +35,7 @@ from ponder.integrations.transformers.texts import (
     row_ids,
 )
 from ponder.policies import LastStep
-from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 from ponder.statistics.repeats import check_rows
 from ponder.trajectory import Trajectory
 
@@ -185,7 +185,7 @@ def fit_exits(
         >>> model = PonderForSequenceClassification.from_finetuned(whole)
         >>> encodings = [{"input_ids": torch.randint(2, 40, (6,)).tolist()} for _ in range(400)]
         >>> report = fit_exits(model, encodings, disagreement=0.2, epochs=2)
-        >>> report.rows, report.num_steps, model.policy.risk
+        >>> report.rows, report.num_steps, model.policy.certificate.risk
         (400, 4, 'disagreement')
     """
     with as_before_if_refused(model):
@@ -465,8 +465,8 @@ def counter(progress: Progress | None, phase: str, total: int) -> Callable[[int]
 def _report(control: RiskControl, sides: Sides) -> ExitReport:
     """Return the report of a certificate, and of what the certifying rows measure."""
     certifying = sides.certifying
-    certified = control.policy
-    steps = certifying.exit_steps(certified)
+    certified = control.policy.certificate
+    steps = certifying.exit_steps(control.policy)
     confidence = certified.confidence or 0.0
     rows = len(certifying)
     differs = ~certifying.agreement()[np.arange(rows), steps - 1]
@@ -474,16 +474,15 @@ def _report(control: RiskControl, sides: Sides) -> ExitReport:
     level = certified.level
     shares = [float((steps == step).mean()) for step in range(1, certifying.num_steps + 1)]
     plain_accuracy, exit_accuracy = _accuracies(certifying, steps)
-    change = "other answers than at full depth"
-    promise = Promise(certified.rule("input"), change, level, confidence, rows, "input")
-    statement = promise.sentence
+    rule = control.policy.rule("input")
+    statement = replace(certified, rule=rule, unit="input").sentence
     if not control.met:
         statement = control.statement
         level = math.nan
     return ExitReport(
         statement=statement,
         met=control.met,
-        policy=repr(certified.policy),
+        policy=repr(control.policy.policy),
         threshold=math.nan if threshold is None else float(threshold),
         rows=sides.rows,
         duplicates=sides.rows - sides.distinct,

@@ -79,7 +79,7 @@ class CrossEncoder(Ranker):
         ['corpus_id', 'exit_step', 'score']
         >>> documents = ["short", "a text", "text a short", "a short text"]
         >>> pools = [{"query": f"a text {n}", "documents": documents} for n in range(100)]
-        >>> ranker.fit_exits(pools, top_k=1, changed=0.1).policy.rows  # queries that certify
+        >>> ranker.fit_exits(pools, top_k=1, changed=0.1).certificate.rows  # queries that certify
         50
     """
 

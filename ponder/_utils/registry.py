@@ -89,7 +89,8 @@ class Registry(Generic[T]):
 class Plugin:
     """Mixin of the frozen dataclasses in a registry: they are written to plain JSON and read back.
 
-    Fields are plain JSON, or plug-ins of the same registry.
+    Fields are plain JSON, plug-ins of the same registry, or dataclasses of plain JSON, which are
+    read back as a dict.
 
     Example:
         >>> policies.Quantile(0.3).to_dict()
@@ -111,7 +112,7 @@ class Plugin:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Invert `to_dict`, for any plug-in of the registry of `cls`."""
-        return _decode(cls.registry, data)  # type: ignore[no-any-return]
+        return _build(cls.registry, data)  # type: ignore[no-any-return]
 
 
 def _have_same_name(one: Callable[..., object], other: Callable[..., object]) -> bool:
@@ -129,13 +130,22 @@ def _encode(value: object) -> Any:
         return value.to_dict()
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _encode(item) for name, item in vars(value).items()}
     return value
+
+
+def _build(registry: Registry[Any], data: Mapping[str, Any]) -> Any:
+    """Return the plug-in that `Plugin.to_dict` wrote."""
+    fields = {key: _decode(registry, item) for key, item in data.items() if key != "name"}
+    return registry.get(data["name"], **fields)
 
 
 def _decode(registry: Registry[Any], value: Any) -> Any:
     if isinstance(value, Mapping):
-        fields = {key: _decode(registry, item) for key, item in value.items() if key != "name"}
-        return registry.get(value["name"], **fields)
+        if "name" in value:
+            return _build(registry, value)
+        return {key: _decode(registry, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_decode(registry, item) for item in value)
     return value

@@ -28,7 +28,7 @@ from ponder.advice.timing import padded_positions
 from ponder.advice.ways import SavableModel, Way
 from ponder.integrations.transformers.exits import Progress
 from ponder.statistics.bounds import rows_needed, upper_bound
-from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Certificate
 
 __all__ = ["Advice", "advise"]
 
@@ -261,12 +261,13 @@ def _none_within(race: Race, time: str) -> str:
 
 
 def _promise(race: Race, rule: str) -> str:
-    return Promise(
+    return Certificate(
         rule=rule,
         change="other answers than now",
         level=race.settings.level,
         confidence=race.settings.confidence,
         rows=len(race.material.certifying),
+        unit="text",
     ).sentence
 
 

@@ -161,7 +161,7 @@ def _model_promise(
     policy = found.policy
     if record.num_steps == 1:
         # Only full depth was recorded, as one step; the promise is of any number of steps.
-        policy = replace(policy, policy=LastStep(), num_steps=None)
+        policy = replace(policy, policy=LastStep()).with_facts(num_steps=None)
     return _promise_of(certifying, policy, found.met)
 
 

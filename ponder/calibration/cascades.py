@@ -27,9 +27,9 @@ import numpy as np
 from ponder._utils.arrays import as_array
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.certifying import Candidate, certainties, certify, counted_losses
-from ponder.calibration.control import RiskControl, statement_of
+from ponder.calibration.control import RiskControl
 from ponder.calibration.records import Floats, Record
-from ponder.calibration.risks import RiskLike, RiskWords, losses_of, words_of
+from ponder.calibration.risks import RiskLike, losses_of, words_of
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, StepView, Threshold, ThresholdPolicy
 from ponder.policies.stages import StageThresholds
@@ -158,10 +158,13 @@ def certify_cascade(
         confidence=confidence,
         costs=by_step.tolist(),
     )
-    path = found.policy.policy
-    if isinstance(path, ThresholdPath):
-        found = replace(found, policy=replace(found.policy, policy=path.thresholds))
-    found = _stated(found, words_of(risk, "those of the last stage"), len(certifying))
+    policy = found.policy
+    if isinstance(policy.policy, ThresholdPath):
+        policy = replace(policy, policy=policy.policy.thresholds)
+    policy = policy.with_facts(
+        rule=stages_rule(policy, record.num_steps),
+        change=words_of(risk, "those of the last stage").change,
+    )
     shares = np.asarray(found.exit_shares)
     before = len(stage_costs) - 1
     mean_cost = float(shares @ by_step)
@@ -169,7 +172,7 @@ def certify_cascade(
     if mean_cost:
         speed_up = float(stage_costs[-1]) / mean_cost
     return CascadeReport(
-        **vars(found),
+        **{**vars(found), "policy": policy},
         shares=(*shares[:before].tolist(), float(shares[before:].sum())),
         seconds=tuple(stage_costs.tolist()),
         speed_up=speed_up,
@@ -177,14 +180,6 @@ def certify_cascade(
         certified_on=len(certifying),
         unanswered=int(np.isnan(as_array(record.outputs[:, -1])).any(axis=-1).sum()),
     )
-
-
-def _stated(found: RiskControl, words: RiskWords, given: int) -> RiskControl:
-    """Return a result with the promise in words of stages."""
-    made = found.policy
-    rule = stages_rule(made, made.num_steps or len(found.exit_shares))
-    statement = statement_of(made, words, given, rule)
-    return replace(found, statement=statement, policy=replace(made, statement=statement))
 
 
 def stages_rule(

@@ -7,9 +7,8 @@ first that fails its test, and takes the cheapest that passed.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from ponder.calibration.families import Family, FamilyLike, family_of
 from ponder.calibration.records import Floats, Ints, Record, check_fresh, check_record
 from ponder.calibration.risks import (
     RiskLike,
-    RiskWords,
     bound_for,
     loss_at,
     name_of,
@@ -28,11 +26,11 @@ from ponder.calibration.risks import (
 from ponder.calibration.sweeps import as_costs
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
-from ponder.statistics.bounds import BOUNDS, rows_needed
-from ponder.statistics.certificate import Promise, count
+from ponder.statistics.bounds import BOUNDS
+from ponder.statistics.certificate import Certificate
 from ponder.statistics.sequence import CONFORMAL, FixedSequence
 
-__all__ = ["RiskControl", "control_risk", "statement_of"]
+__all__ = ["RiskControl", "control_risk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +39,6 @@ class RiskControl:
 
     Args:
         policy: The policy with its certificate: give it to a model, and save both together.
-        met: Whether a threshold was certified; if not, the policy is full depth.
-        mean_exit_step: Mean exit step on the calibration data.
-        statement: The promise in one sentence, as commands state it, or why nothing is promised.
         observed: The risk of the policy on the calibration data.
         exit_shares: The share of the rows that exit at each step, `(steps,)`.
 
@@ -55,19 +50,36 @@ class RiskControl:
     """
 
     policy: Certified
-    met: bool
-    mean_exit_step: float
-    statement: str
     observed: float
     exit_shares: tuple[float, ...]
     _seen: Record = field(repr=False)
     _risk: RiskLike = field(repr=False)
 
+    @property
+    def certificate(self) -> Certificate:
+        """The facts of the promise."""
+        return self.policy.certificate
+
+    @property
+    def met(self) -> bool:
+        """Whether a threshold was certified; if not, the policy is full depth."""
+        return self.certificate.met
+
+    @property
+    def statement(self) -> str:
+        """The promise in one sentence, as commands state it, or why nothing is promised."""
+        return self.certificate.sentence
+
+    @property
+    def mean_exit_step(self) -> float:
+        """Mean exit step on the calibration data."""
+        return float(np.dot(self.exit_shares, np.arange(1, len(self.exit_shares) + 1)))
+
     def evaluate(self, test: Record) -> tuple[float, float]:
         """Return risk and mean exit step on fresh data, a run of the same model over other rows."""
         check_fresh(test, self._seen)
         steps = test.exit_steps(self.policy)
-        losses = loss_at(self._risk, test, _lowest(self.policy.bound))(steps[None])
+        losses = loss_at(self._risk, test, _lowest(self.certificate.bound))(steps[None])
         return float(losses.mean()), float(steps.mean())
 
 
@@ -148,43 +160,32 @@ def control_risk(
     counts = np.zeros((0, trajectory.num_steps))
     if num_rows:
         counts = _walk(sequence, family, trajectory, loss_of)
-    has_p_values = bound != CONFORMAL
     chosen: ExitPolicy = LastStep()
     observed = float(full_depth.mean()) if num_rows else math.nan
     shares = np.eye(trajectory.num_steps)[-1]
-    value: float | None = None
-    p_value: float | None = None
+    place: int | None = None
     if len(counts):
         # Of equally cheap values the last is taken, whose exits are earlier.
         total = (counts @ as_costs(costs, trajectory.num_steps))[::-1]
         place = len(total) - 1 - int(total.argmin())
-        value, observed, statistic = sequence.path[place]
+        value, observed, _ = sequence.path[place]
         chosen = family.build(value)
         shares = counts[place] / len(trajectory)
-        if has_p_values:
-            p_value = statistic
-    draft = Certified(
-        policy=chosen,
-        statement="",
+    words = words_of(risk)
+    certificate = sequence.certificate(
+        place,
+        rule=chosen.rule("row"),
+        change=words.change,
+        unit=words.unit,
+        given=None if words.unit == "query" else len(trajectory),
+        is_mean=words.is_mean,
         risk=name_of(risk),
-        level=level,
-        confidence=confidence if has_p_values else None,
-        bound=bound,
-        rows=num_rows,
         threshold_name=family.threshold,
-        threshold_value=value,
-        p_value=p_value,
-        path=tuple(sequence.path),
         num_steps=trajectory.num_steps,
         weights=trajectory.weights,
     )
-    statement = statement_of(draft, words_of(risk), len(trajectory))
-    policy = replace(draft, statement=statement)
     return RiskControl(
-        policy=policy,
-        met=value is not None,
-        mean_exit_step=float(shares @ np.arange(1, trajectory.num_steps + 1)),
-        statement=policy.statement,
+        policy=Certified(chosen, certificate),
         observed=observed,
         exit_shares=tuple(shares.tolist()),
         _seen=trajectory,
@@ -220,58 +221,3 @@ def _lowest(bound: str) -> float:
     if bound == CONFORMAL:
         return 0.0
     return BOUNDS[bound].low
-
-
-def statement_of(made: Certified, words: RiskWords, given: int, rule: str | None = None) -> str:
-    """Return the promise of a certificate in one sentence, or why nothing is promised.
-
-    Args:
-        made: The policy with its certificate, whose statement is not read.
-        words: How the promise names the risk.
-        given: Number of rows of the calibration data.
-        rule: What to do, as an imperative; by default exits of a model with steps.
-    """
-    of_rows = words.unit != "query"
-    if rule is None:
-        rule = made.rule("row")
-    promise = Promise(
-        rule=rule,
-        change=words.change,
-        level=made.level,
-        confidence=made.confidence,
-        rows=made.rows,
-        unit=words.unit,
-        given=given if of_rows else None,
-        is_mean=words.is_mean,
-    )
-    if made.threshold_value is None:
-        why = _why_none(made, given, promise)
-        return f"No promise of {promise.claim}: {why}. Every row runs to the last step."
-    is_conformal = made.confidence is None
-    # If nothing is certified, rows run to full depth, where these two risks are 0 and others not.
-    if is_conformal and made.risk not in ("disagreement", "error_gap"):
-        return f"{promise.sentence} Draws that certify nothing count as 0."
-    return promise.sentence
-
-
-def _why_none(made: Certified, given: int, promise: Promise) -> str:
-    """Return why nothing was certified: too few rows, or a first value whose loss is too high."""
-    if made.confidence is None:
-        needed = math.ceil(min(1.0 / made.level - 1.0 - 1e-9, sys.float_info.max))
-    else:
-        needed = rows_needed(made.level, made.confidence)
-    if made.rows < needed:
-        rows = count(made.rows, promise.unit)
-        if promise.given not in (None, made.rows):
-            rows = f"{made.rows} of {given} rows that count"
-        few = f"{rows} are too few for this level even without a single loss"
-        why = f"{few}: at least {needed} are needed"
-        if promise.given is not None and 0 < made.rows < given:
-            why += f", some {math.ceil(needed * given / made.rows)} rows in all"
-        return why
-    first, loss, _ = made.path[0]
-    return (
-        f"already at {made.threshold_name} = {first:.6g}, tried first, the loss observed is "
-        f"{loss:.4f}. Values are tried from the latest exits on if the policy declares which these "
-        "are (tunable), else in the order of the grid"
-    )

@@ -131,7 +131,7 @@ class Missed(Risk):
     Example:
         >>> risk = Missed([2])
         >>> found = ponder.control_risk(trajectory, policies.Confidence, risk=risk, level=0.05)
-        >>> found.policy.risk, found.policy.rows
+        >>> found.certificate.risk, found.certificate.rows
         ('missed', 100)
     """
 

@@ -224,7 +224,7 @@ class Cascade:
         report = certify_cascade(
             record, costs, risk=chosen, level=level, confidence=confidence, seed=seed
         )
-        policy = replace(report.policy, weights=self.weights_digest())
+        policy = report.policy.with_facts(weights=self.weights_digest())
         # Nothing raises from here on, so a refused call leaves policy and costs as they were.
         self.policy = policy
         self.costs = costs

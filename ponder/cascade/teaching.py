@@ -15,7 +15,7 @@ from ponder.calibration.records import Record
 from ponder.cascade.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, Input, stage_of
 from ponder.cascade.student import Embeddings, Student
-from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise
+from ponder.statistics.certificate import CONFIDENCE, LEVEL
 from ponder.statistics.repeats import fresh_rows
 
 __all__ = ["Taught", "stages_statement", "teach"]
@@ -107,10 +107,10 @@ def stages_statement(
     """
     if not report.met:
         return report.statement
-    num_stages = report.policy.num_steps or len(report.shares)
+    num_stages = report.policy.certificate.num_steps or len(report.shares)
     rule = stages_rule(report.policy, num_stages, "student", "model")
     change = f"other answers than those of {last}"
-    return Promise(rule, change, level, confidence, report.certified_on).sentence
+    return replace(report.policy.certificate, rule=rule, change=change, unit="text").sentence
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from ponder.deploy.folders import Opened, OpenedRanker, open
 from ponder.deploy.ranking import pools_of
 from ponder.errors import ArgumentError
 from ponder.policies.combine import Certified
-from ponder.statistics.certificate import CONFIDENCE, count
+from ponder.statistics.certificate import CONFIDENCE, Certificate, count
 from ponder.statistics.verdict import Verdict, judge, judge_losses
 
 __all__ = ["Checked", "check"]
@@ -150,7 +150,7 @@ def _check_ranker(opened: OpenedRanker, queries: Sequence[Any], level: float | N
         raise _none_left(len(pools))
     record = ranker.record([pools[n] for n in fresh])
     policy = ranker.settings.policy
-    promise = policy if isinstance(policy, Certified) else None
+    promise = policy.certificate if isinstance(policy, Certified) else None
     steps = record.exit_steps(policy)
     name: Any = ranker.settings.fitted.get("risk", "top_k")
     losses = np.maximum(loss_at(resolved(name, policy), record)(steps[None])[0], 0.0)
@@ -178,7 +178,7 @@ class _Asked:
     confidence: float
 
 
-def _asked(promise: Certified | None, level: float | None) -> _Asked | None:
+def _asked(promise: Certificate | None, level: float | None) -> _Asked | None:
     """Return what is judged: a promise, perhaps at another level; None without either."""
     if promise is not None:
         return _Asked(level or promise.level, promise.confidence or CONFIDENCE)
@@ -188,7 +188,7 @@ def _asked(promise: Certified | None, level: float | None) -> _Asked | None:
 
 
 def _verdict(
-    promise: Certified | None, differ: int, rows: int, level: float | None
+    promise: Certificate | None, differ: int, rows: int, level: float | None
 ) -> Verdict | None:
     asked = _asked(promise, level)
     if asked is None:

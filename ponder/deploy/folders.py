@@ -26,6 +26,7 @@ from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 from ponder.policies.combine import Certified
 from ponder.statistics.answers import CertifiedAnswers
+from ponder.statistics.certificate import Certificate
 
 __all__ = [
     "CARD",
@@ -75,26 +76,27 @@ class Opened:
     max_characters: int
 
     @property
-    def promise(self) -> Certified | None:
+    def promise(self) -> Certificate | None:
         """The certificate of its policy, if it lets rows exit, with the confidence that was said.
 
         A way that won a race was certified with a higher one, since several were: of the winner,
         which was chosen, the lower one of all together holds.
         """
         policy = self.policy
-        if not isinstance(policy, Certified) or policy.threshold_value is None:
+        if not isinstance(policy, Certified) or not policy.certificate.met:
             return None
+        promise = policy.certificate
         said = self.card.get("confidence")
-        if policy.confidence is None or not isinstance(said, float):
-            return policy
-        return replace(policy, confidence=min(said, policy.confidence))
+        if promise.confidence is None or not isinstance(said, float):
+            return promise
+        return replace(promise, confidence=min(said, promise.confidence))
 
     @property
     def statement(self) -> str:
         """The promise in one sentence."""
         if self.promise is None:
             return "Nothing is promised."
-        return str(self.card.get("statement") or self.promise.statement)
+        return str(self.card.get("statement") or self.promise.sentence)
 
     @property
     def needs_reference(self) -> bool:

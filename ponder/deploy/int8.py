@@ -30,7 +30,7 @@ from ponder.policies.base import LastStep, all_within
 from ponder.policies.combine import Certified, promise_about
 from ponder.policies.topk import TopK
 from ponder.statistics.bounds import binomial_cdf, upper_bound
-from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, percent
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, percent
 
 __all__ = ["Int8", "cascade_onnx", "certified_int8", "choose", "most_moved", "ranker_onnx"]
 
@@ -212,7 +212,7 @@ def cascade_onnx(
         policy = promise_about(cascade.weights_digest, cascade.policy)
         small = Cascade(stages, cascade.costs, policy=policy, classes=cascade.classes)
         if isinstance(policy, Certified):  # graphs answer as the model does
-            small.policy = replace(policy, weights=small.weights_digest())
+            small.policy = policy.with_facts(weights=small.weights_digest())
         if texts is not None:
             choosing = split(content_ids(texts), CHOOSE_AND_CERTIFY)[0]
             ranges = [texts[place] for place in choosing.tolist()[:_RANGES]]
@@ -258,12 +258,14 @@ def _as_graphs(stage: Any, folder: Path) -> Any:
 
 def _statement(certifying: Record, control: RiskControl) -> str:
     """Return the promise in words, or the least level that int8 alone could keep."""
-    level = control.policy.level
-    confidence = control.policy.confidence or CONFIDENCE
+    certificate = control.policy.certificate
+    level = certificate.level
+    confidence = certificate.confidence or CONFIDENCE
     rows = len(certifying)
     if control.met:
+        rule = control.policy.rule()
         change = "other answers than before int8"
-        return Promise(control.policy.rule(), change, level, confidence, rows).sentence
+        return replace(certificate, rule=rule, change=change, unit="text").sentence
     differ = int((~certifying.correct()[:, -1]).sum())
     least = rounded_up(upper_bound(differ, rows, confidence), 2)
     return (

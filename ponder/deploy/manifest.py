@@ -226,7 +226,9 @@ class Manifest:
             changed: Returns the files that are not those that were saved.
         """
         policy = self.policy
-        if policy["name"] != "certified" or is_about(policy["weights"], self.weights, changed()):
+        if policy["name"] != "certified":
+            return self
+        if is_about(policy["certificate"]["weights"], self.weights, changed()):
             return self
         return dataclasses.replace(self, policy=policy["policy"])
 

@@ -199,7 +199,7 @@ class Ranker:
         """The promise in one sentence, or why nothing is promised."""
         policy = self.settings.policy
         if isinstance(policy, Certified):
-            return policy.statement
+            return policy.certificate.sentence
         fallback = "No promise: exits were not fitted."
         return str(self.settings.fitted.get("statement", fallback))
 

@@ -37,6 +37,7 @@ from ponder.deploy.server_http import (
 from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.policies.combine import Certified
+from ponder.statistics.certificate import Certificate
 
 __all__ = [
     "Limits",
@@ -260,23 +261,21 @@ class Answered:
     audited: Sequence[int]
 
 
-def ledger_of(policy: ExitPolicy, share: float, path: Path | None = None) -> ServedLedger | None:
-    """Return the ledger of a certified policy; None if its promise is not about disagreement.
+def ledger_of(
+    promise: Certificate | None, share: float, path: Path | None = None
+) -> ServedLedger | None:
+    """Return the ledger of a promise; None if there is none, or it is not about disagreement.
 
     Args:
-        policy: The policy of a model.
+        promise: The certificate of the policy of a model.
         share: The probability of an audit, in [0, 1]; with 0 there is no ledger.
         path: A JSON file in which the state survives a restart.
-
-    Example:
-        >>> ledger_of(policies.Confidence(0.8), share=0.05) is None  # nothing is certified
-        True
     """
-    if not isinstance(policy, Certified) or policy.confidence is None or not share:
+    if promise is None or not promise.met or promise.confidence is None or not share:
         return None
-    if not policy.risk.startswith("disagreement") or policy.threshold_value is None:
+    if not promise.risk.startswith("disagreement"):
         return None
-    return ServedLedger(policy.level, policy.confidence, share, path)
+    return ServedLedger(promise.level, promise.confidence, share, path)
 
 
 def with_threshold(policy: ExitPolicy, value: float) -> ExitPolicy:

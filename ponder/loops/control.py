@@ -15,7 +15,7 @@ So the list of thresholds is short, and fixed before any row is seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -24,13 +24,12 @@ from torch import Tensor
 
 from ponder._utils.arrays import Floats
 from ponder._utils.checks import check_choice, check_share
-from ponder.calibration.control import statement_of
-from ponder.calibration.risks import RiskWords
 from ponder.errors import ArgumentError
 from ponder.loops.loop import Loop, LoopOutput
 from ponder.model.steps import Context
 from ponder.policies import Certified, ExitPolicy, LastStep
 from ponder.statistics.bounds import BOUNDS
+from ponder.statistics.certificate import Certificate
 from ponder.statistics.sequence import FixedSequence
 
 __all__ = ["LoopControl", "control_risk"]
@@ -42,24 +41,33 @@ class LoopControl:
 
     Args:
         policy: The policy with its certificate; full depth if no threshold passed.
-        met: Whether some threshold was certified.
         observed: The risk of the policy on the calibration rows.
         steps_saved: The share of the position-steps of full depth that it saves there.
-        statement: The promise in words, or why none could be given.
     """
 
     policy: Certified
-    met: bool
     observed: float
     steps_saved: float
-    statement: str
+
+    @property
+    def certificate(self) -> Certificate:
+        """The facts of the promise."""
+        return self.policy.certificate
+
+    @property
+    def met(self) -> bool:
+        """Whether some threshold was certified."""
+        return self.certificate.met
+
+    @property
+    def statement(self) -> str:
+        """The promise in words, or why none could be given."""
+        return self.certificate.sentence
 
 
-_WORDS = {
-    "sequence": RiskWords("another answer than at full depth at some position"),
-    "position": RiskWords(
-        "share of positions with another answer than at full depth", is_mean=True
-    ),
+_CHANGES = {
+    "sequence": "another answer than at full depth at some position",
+    "position": "share of positions with another answer than at full depth",
 }
 """How the sentence of the promise names each risk."""
 
@@ -111,7 +119,7 @@ def control_risk(
         ...     max_steps=4,
         ...     level=0.1,
         ... )
-        >>> found.met, found.policy.num_steps
+        >>> found.met, found.certificate.num_steps
         (True, 4)
     """
     check_share("level", level, remedy="Pass level=0.05, say.")
@@ -133,39 +141,31 @@ def control_risk(
         position_steps.append(_position_steps(outputs))
         if not sequence.test([value], _losses(loop, outputs, full, risk)[None]):
             break
-    full_depth = Certified(
-        policy=LastStep(),
-        statement="",
+    place: int | None = None
+    chosen: ExitPolicy = LastStep()
+    rule = chosen.rule("row")
+    observed = 0.0
+    saved = 0.0
+    if sequence.num_passed:
+        place = int(np.argmin(position_steps[: sequence.num_passed]))
+        value, observed, _ = sequence.path[place]
+        chosen = policies(value)
+        rule = (
+            f"Halt each position at the first step with {chosen.words()}, and run the others to "
+            "the last step"
+        )
+        saved = 1.0 - position_steps[place] / _position_steps(full)
+    certificate = sequence.certificate(
+        place,
+        rule=rule,
+        change=_CHANGES[risk],
+        is_mean=risk == "position",
         risk=risk,
-        level=level,
-        confidence=confidence,
-        bound=bound,
-        rows=rows,
         threshold_name=_name_of(policies(thresholds[0])),
-        threshold_value=None,
-        p_value=None,
-        path=tuple(sequence.path),
         num_steps=max_steps,
         weights=loop.weights_digest(),
     )
-    if not sequence.num_passed:
-        statement = statement_of(full_depth, _WORDS[risk], rows)
-        nothing = replace(full_depth, statement=statement)
-        return LoopControl(nothing, met=False, observed=0.0, steps_saved=0.0, statement=statement)
-    place = int(np.argmin(position_steps[: sequence.num_passed]))
-    best = sequence.path[place]
-    draft = replace(
-        full_depth,
-        policy=policies(best.value),
-        threshold_value=best.value,
-        p_value=best.statistic,
-    )
-    words = draft.policy.words()
-    rule = f"Halt each position at the first step with {words}, and run the others to the last step"
-    statement = statement_of(draft, _WORDS[risk], rows, rule)
-    certified = replace(draft, statement=statement)
-    saved = 1.0 - position_steps[place] / _position_steps(full)
-    return LoopControl(certified, True, best.loss, saved, statement)
+    return LoopControl(Certified(chosen, certificate), observed, saved)
 
 
 def _check_loop(loop: Loop, thresholds: Sequence[float]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ponder._utils.arrays import namespace
 from ponder._utils.checks import check_int, check_type
@@ -27,6 +27,7 @@ from ponder.policies.base import (
     registry,
     scaled_step,
 )
+from ponder.statistics.certificate import Certificate
 
 __all__ = ["All", "Any_", "Certified", "FromStep", "is_about", "promise_about"]
 
@@ -175,44 +176,28 @@ class FromStep(ExitPolicy):
 @registry.register("certified")
 @dataclass(frozen=True)
 class Certified(PolicyWrapper):
-    """The policy inside, with the promise under which it was chosen; made by `ponder.control_risk`.
+    """The policy inside, with the certificate of its promise; made by `ponder.control_risk`.
 
     Args:
         policy: The policy.
-        statement: The promise in words.
-        risk: Name of the risk.
-        level: Bound on the risk.
-        confidence: Probability, over the draw of the calibration data, that the promise holds; None
-            if the promise is about the mean over such draws (conformal risk control).
-        bound: Name of the bound, or ``"conformal"``.
-        rows: Number n of calibration rows.
-        threshold_name: Name of the threshold that was chosen.
-        threshold_value: Its value; None if no value was certified and the policy is full depth.
-        p_value: The p-value of the chosen threshold, if the bound has one.
-        path: The values that were tested, in order, with the empirical risk and the p-value of
-            each.
-        num_steps: N of the run that certified it, the only number of steps that it serves.
-        weights: SHA-256 of the weights of that run, the only ones that the promise covers; None if
-            it is not known.
+        certificate: The facts of the promise.
 
     Example:
         >>> policy = ponder.control_risk(trajectory, policies.Confidence, level=0.05).policy
-        >>> policy.risk, policy.level, policy.confidence, policy.threshold_name, policy.rows
+        >>> made = policy.certificate
+        >>> made.risk, made.level, made.confidence, made.threshold_name, made.rows
         ('disagreement', 0.05, 0.95, 'threshold', 300)
     """
 
-    statement: str = field(repr=False)
-    risk: str
-    level: float
-    confidence: float | None
-    bound: str
-    rows: int
-    threshold_name: str
-    threshold_value: float | None
-    p_value: float | None
-    path: tuple[tuple[float, float, float], ...] = field(repr=False)
-    num_steps: int | None = None
-    weights: str | None = field(default=None, repr=False)
+    certificate: Certificate
+
+    def __post_init__(self) -> None:
+        if isinstance(self.certificate, Mapping):  # as `from_dict` reads it
+            object.__setattr__(self, "certificate", Certificate(**self.certificate))
+
+    def with_facts(self, **facts: Any) -> Self:
+        """Return the same policy, with other facts in its certificate: another rule, say."""
+        return replace(self, certificate=replace(self.certificate, **facts))
 
     def words(self) -> str:
         return self.policy.words()
@@ -231,11 +216,11 @@ class Certified(PolicyWrapper):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if self.num_steps not in (None, spec.num_steps):
+        if self.certificate.num_steps not in (None, spec.num_steps):
             raise ArgumentError(
                 "policy",
                 expected=f"one that is certified for {spec.num_steps} steps",
-                got=f"a certificate for {self.num_steps}",
+                got=f"a certificate for {self.certificate.num_steps}",
                 remedy="Run the policy inside, policy.policy, without a promise, or certify it on "
                 "such a run.",
             )
@@ -258,8 +243,9 @@ def promise_about(
     if not isinstance(policy, Certified):
         return policy
     # Weights are read only for a certificate that knows its own.
-    now = None if policy.weights is None else weights()
-    if is_about(policy.weights, now, changed()):
+    certified = policy.certificate.weights
+    now = None if certified is None else weights()
+    if is_about(certified, now, changed()):
         return policy
     return policy.policy
 

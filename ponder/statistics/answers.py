@@ -30,7 +30,7 @@ from ponder.statistics.bounds import (
     rows_needed,
     upper_bound,
 )
-from ponder.statistics.certificate import CONFIDENCE, LEVEL, Promise, count, percent
+from ponder.statistics.certificate import CONFIDENCE, LEVEL, Certificate, count, percent
 from ponder.statistics.sequence import first_failing
 from ponder.statistics.verdict import Verdict, judge
 
@@ -217,7 +217,7 @@ def _statement(found: CertifiedAnswers, differ: int) -> str:
         return f"{why} A level of {least} is the least that could be promised."
     taking = f"Take answers with a confidence above {threshold_text(found.threshold)}"
     rule = f"{taking}, and ask the reference for the others"
-    promise = Promise(rule, "other answers", found.level, found.confidence, found.rows, "row")
+    promise = Certificate(rule, "other answers", found.level, found.confidence, found.rows)
     if found.to_ask is None:
         return promise.sentence
     batch = count(found.rows + found.without_reference, "row")

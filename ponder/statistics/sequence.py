@@ -10,13 +10,17 @@ may be taken (Angelopoulos et al. 2021):
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ponder._utils.arrays import Floats, Ints
-from ponder.statistics.bounds import BOUNDS, check_losses
+from ponder.statistics.bounds import BOUNDS, check_losses, rows_needed
+from ponder.statistics.certificate import Certificate, count
 
 __all__ = ["CONFORMAL", "FixedSequence", "Tested", "first_failing"]
 
@@ -79,6 +83,7 @@ class FixedSequence:
         self._limit = level if bound == CONFORMAL else 1.0 - confidence
         self._bound = bound
         self._level = level
+        self._confidence = None if bound == CONFORMAL else confidence
         self._rows = rows
         self._highest = np.full(rows, -1.0)
 
@@ -96,6 +101,27 @@ class FixedSequence:
         self.num_passed += passed
         return passed == len(values)
 
+    def certificate(self, place: int | None, **facts: Any) -> Certificate:
+        """Return the certificate of a value that passed, or of none.
+
+        Args:
+            place: Its place in `path`; None if nothing passed.
+            facts: Facts of the certificate that the test does not know: its rule, its change.
+        """
+        tested = Certificate(
+            level=self._level,
+            confidence=self._confidence,
+            rows=self._rows,
+            bound=self._bound,
+            path=tuple(self.path),
+            **facts,
+        )
+        if place is None:
+            return replace(tested, why=f"{_why(tested)}. Every row runs to the last step")
+        value, _, statistic = self.path[place]
+        p_value = None if self._bound == CONFORMAL else statistic
+        return replace(tested, threshold_value=value, p_value=p_value)
+
     def _statistics(self, losses: Floats) -> Floats:
         """Return the statistic of each value, `(values,)`."""
         if self._bound != CONFORMAL:
@@ -107,3 +133,29 @@ class FixedSequence:
         # The fresh row may have a loss of 1.
         bounds: Floats = (monotone.sum(axis=1) + 1.0) / (self._rows + 1)
         return bounds
+
+
+def _why(tested: Certificate) -> str:
+    """Return why nothing passed: too few rows, or a first value whose loss is too high."""
+    if tested.confidence is None:
+        needed = math.ceil(min(1.0 / tested.level - 1.0 - 1e-9, sys.float_info.max))
+    else:
+        needed = rows_needed(tested.level, tested.confidence)
+    if tested.rows < needed:
+        rows = count(tested.rows, tested.unit)
+        given = tested.given or tested.rows
+        if tested.rows < given:
+            rows = f"{tested.rows} of {given} rows that count"
+        in_all = ""
+        if 0 < tested.rows < given:
+            in_all = f", some {math.ceil(needed * given / tested.rows)} rows in all"
+        return (
+            f"{rows} are too few for this level even without a single loss: at least {needed} are "
+            f"needed{in_all}"
+        )
+    first, loss, _ = tested.path[0]
+    return (
+        f"already at {tested.threshold_name} = {first:.6g}, tried first, the loss observed is "
+        f"{loss:.4f}. Values are tried from the latest exits on if the policy declares which these "
+        "are (tunable), else in the order of the grid"
+    )

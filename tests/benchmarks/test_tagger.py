@@ -49,7 +49,7 @@ def test_a_gate_is_certified_by_it() -> None:
     )
     loose = ponder.control_risk(joined, NoEntity, risk=MissedEntities([1]), level=0.6)
     assert loose.met
-    assert loose.policy.rows == 400
+    assert loose.certificate.rows == 400
     assert loose.observed == 0.5
     strict = ponder.control_risk(joined, NoEntity, risk=MissedEntities([1]), level=0.4)
     assert strict.observed == 0.0  # a threshold at which nothing goes

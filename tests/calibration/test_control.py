@@ -83,7 +83,7 @@ def test_control_risk_is_the_plain_fixed_sequence(
         build = (lambda value: like(int(value))) if like in (Patience, FixedStep) else like
         best = plain(seen, build, losses, level, bound, grid[::-1] if late else grid)
         assert found.met == (best is not None)
-        assert found.policy.threshold_value == (None if best is None else best[0])
+        assert found.certificate.threshold_value == (None if best is None else best[0])
         exits = seen.exit_steps(found.policy)
         assert found.mean_exit_step == pytest.approx(exits.mean())
         assert found.observed == pytest.approx(losses[np.arange(250), exits - 1].mean())
@@ -103,7 +103,7 @@ def test_the_cheapest_is_chosen_by_cost_and_not_by_step() -> None:
     def chosen(**options: Any) -> Any:
         return control_risk(
             seen, lambda value: Confidence(value), grid=[0.0, 1.0], level=0.1, **options
-        ).policy
+        ).certificate
 
     assert chosen().threshold_value == 1.0  # the last of equal ones
     assert chosen(costs=[1.0, 5.0, 6.0]).threshold_value == 0.0
@@ -120,13 +120,13 @@ def test_conformal_losses_never_fall_along_the_walk() -> None:
     )  # wrong at step 2 alone
     seen = ArrayRecord(outputs, labels=np.zeros(99, dtype=int))
     found = control_risk(seen, FixedStep, level=0.5, bound="conformal")
-    assert found.policy.threshold_value == 3
-    assert [round(statistic, 2) for _, _, statistic in found.policy.path] == [0.01, 1.0]
+    assert found.certificate.threshold_value == 3
+    assert [round(statistic, 2) for _, _, statistic in found.certificate.path] == [0.01, 1.0]
 
 
 def test_values_behind_a_failure_are_not_looked_at() -> None:
     seen = record(200)
-    path = control_risk(seen, Confidence, level=0.1).policy.path
+    path = control_risk(seen, Confidence, level=0.1).certificate.path
     assert [p <= 0.05 for _, _, p in path] == [True] * (len(path) - 1) + [False]
 
 
@@ -150,14 +150,16 @@ def test_missed_is_about_positive_rows_alone() -> None:
     alone.row_ids = alone.row_ids[positive]
     alone.__post_init__()
     same = control_risk(alone, Margin, level=0.05, bound="exact_binomial")
-    assert [each[1:] for each in found.policy.path] == [each[1:] for each in same.policy.path]
-    assert found.policy.rows == positive.sum() == len(alone)
+    assert [each[1:] for each in found.certificate.path] == [
+        each[1:] for each in same.certificate.path
+    ]
+    assert found.certificate.rows == positive.sum() == len(alone)
     assert f"{positive.sum()} of 600 rows that count" in found.statement
     by_label = control_risk(
         seen, Margin, risk=Missed([1], "labels"), level=0.4, bound="exact_binomial"
     )
     labelled = seen.labels == 1
-    assert by_label.policy.rows == labelled.sum()
+    assert by_label.certificate.rows == labelled.sum()
     risk = Missed([1], "labels")
     np.testing.assert_array_equal(risk.losses(seen), seen._answers() != seen.labels[:, None])
     seen.outputs[np.flatnonzero(~positive)[:5], -1] = np.nan
@@ -206,7 +208,6 @@ def test_the_statement_says_what_is_promised_or_how_many_rows_it_takes(
 ) -> None:
     found = control_risk(record(300), Confidence, **options)
     assert words in found.statement
-    assert found.statement == found.policy.statement
     assert found.met == (not found.statement.startswith("No promise"))
     assert found.statement.endswith(".")
 
@@ -268,7 +269,7 @@ def test_promises_are_broken_in_at_most_delta_of_1000_redraws(bound: str | None,
         true[
             control_risk(
                 drawn(rng, 300), Confidence, risk=risk, level=level, bound=bound, grid=GRID
-            ).policy.threshold_value
+            ).certificate.threshold_value
         ]
         for _ in range(1000)
     ]
@@ -299,7 +300,7 @@ def test_losses_of_0_or_1_get_the_sharper_bound_unless_another_is_named(
         for own in (None, bound, "hoeffding_bentkus")
     )
     assert found.policy == same.policy
-    assert found.policy.bound == bound
+    assert found.certificate.bound == bound
     assert found.mean_exit_step <= other.mean_exit_step
 
 
@@ -349,7 +350,7 @@ def test_a_speed_up_is_certified_at_what_it_costs() -> None:
     found = certify(choosing, certifying, speed_up=2.0)
     assert found.met
     failures = round(found.observed * 500)
-    assert found.policy.level == upper_bound(failures, 500, 0.95)
+    assert found.certificate.level == upper_bound(failures, 500, 0.95)
     assert choosing.exit_steps(found.policy).mean() <= 5 / 2.0 + 1e-9
     dear = certify(choosing, certifying, speed_up=2.0, costs=[1, 10, 20, 30, 40])
     exits = choosing.exit_steps(dear.policy)
@@ -385,7 +386,7 @@ def test_few_python_calls() -> None:
         found = control_risk(seen, Confidence, level=0.05, bound="exact_binomial")
     finally:
         sys.setprofile(None)
-    assert len(found.policy.path) > 10
+    assert len(found.certificate.path) > 10
     assert calls <= 450
     assert seen.asked == 0
     assert math.isfinite(found.observed)
@@ -412,4 +413,4 @@ def test_a_certificate_names_the_weights() -> None:
     seen = record(200)
     seen.weights = "digest"
     found: Any = control_risk(seen, Confidence, risk="disagreement", level=0.3)
-    assert found.policy.weights == "digest"
+    assert found.certificate.weights == "digest"

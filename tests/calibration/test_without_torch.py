@@ -14,7 +14,7 @@ from ponder import calibration as c, policies
 from tests.calibration.records import record
 seen = record(10_000, steps=2)
 for like in (policies.Confidence, policies.Margin, policies.Entropy, policies.Energy, policies.Patience):
-    assert ponder.control_risk(seen, like, level=0.4, costs=[1.0, 30.0]).policy.rows == 10_000
+    assert ponder.control_risk(seen, like, level=0.4, costs=[1.0, 30.0]).certificate.rows == 10_000
 assert c.control_risk(seen, policies.Margin, risk=c.Missed([1]), level=0.4).met
 assert ponder.calibrate(seen, [policies.Confidence, policies.Margin], at_least=0.9).met
 assert ponder.diagnose(seen, policies.Confidence, costs=[1.0, 30.0]).outcome

@@ -80,7 +80,7 @@ def add_a_file(folder: Path) -> None:
 def edit_settings(folder: Path) -> None:
     file = folder / "cascade.json"
     data = json.loads(file.read_text())
-    data["policy"]["level"] /= 2
+    data["policy"]["certificate"]["level"] /= 2
     file.write_text(json.dumps(data))
 
 

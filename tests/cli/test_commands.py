@@ -90,7 +90,8 @@ def test_exits_writes_a_folder_with_its_promise_and_report(
     )
     policy = open_folder(out).policy
     assert isinstance(policy, Certified)
-    assert (policy.risk, policy.level, policy.num_steps) == ("disagreement", 0.1, 4)
+    made = policy.certificate
+    assert (made.risk, made.level, made.num_steps) == ("disagreement", 0.1, 4)
     again = json.loads(
         run(*arguments, "--column", "text", "--json").stdout
     )  # its own folder may be written again
@@ -293,8 +294,8 @@ def test_int8_is_certified_against_the_folder(run: Run, folders: Folders, tmp_pa
     assert "other answers than before int8 on at most 20%" in " ".join(result.stdout.split())
     policy = open_folder(out).policy
     assert isinstance(policy, Certified)
-    assert (policy.risk, policy.weights) == ("disagreement_with_reference", None)
-    assert policy.rows == 200
+    made = policy.certificate
+    assert (made.risk, made.weights, made.rows) == ("disagreement_with_reference", None, 200)
     used = " ".join(run("check", out, "--texts", folders.fresh, code=2).stderr.split())
     assert "300 of 300 rows that taught" in used
     fresh = tmp_path / "other.csv"

@@ -28,23 +28,22 @@ from ponder.deploy.server_batching import Batcher, Some
 from ponder.deploy.server_ranking import create_rank_app
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies import Certified, Confidence, ExitPolicy, LastStep
+from ponder.statistics.certificate import Certificate
 
 JSON = {"content-type": "application/json"}
 PATH = tuple((value, 0.0, 0.01) for value in (0.99, 0.95, 0.9, 0.85, 0.8))
-CERTIFIED = Certified(
-    policy=Confidence(0.8),
-    statement="",
-    risk="disagreement",
+PROMISE = Certificate(
+    "Stop",
+    "other answers",
     level=0.05,
     confidence=0.95,
-    bound="exact_binomial",
     rows=100,
-    threshold_name="threshold",
     threshold_value=0.8,
     p_value=0.01,
     path=PATH,
     num_steps=4,
 )
+CERTIFIED = Certified(Confidence(0.8), PROMISE)
 
 
 @dataclass
@@ -255,18 +254,18 @@ def test_a_request_that_fails_fails_alone(model: Model) -> None:
 
 
 def test_a_ledger_is_of_the_promise(tmp_path: Path) -> None:
-    ledger = ledger_of(CERTIFIED, 0.5)
+    ledger = ledger_of(PROMISE, 0.5)
     assert ledger is not None
     assert (ledger.level, ledger.ledger.confidence, ledger.share) == (0.05, 0.95, 0.5)
-    assert ledger_of(CERTIFIED, 0.0) is None
-    assert ledger_of(Confidence(0.8), 0.5) is None
+    assert ledger_of(PROMISE, 0.0) is None
+    assert ledger_of(None, 0.5) is None
     path = tmp_path / "ledger.json"
-    ledger_of(CERTIFIED, 0.5, path)
+    ledger_of(PROMISE, 0.5, path)
     with pytest.raises(ArgumentError, match="Use one file for each promise"):
         ServedLedger(0.01, path=path)
     path.write_text(path.read_text().replace('"answers": 0', '"answers": 900'))
     with pytest.raises(CheckpointError, match="delete it to start anew"):
-        ledger_of(CERTIFIED, 0.5, path)
+        ledger_of(PROMISE, 0.5, path)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="no ledger"):
         ServedLedger(0.01, path=path)

@@ -37,7 +37,7 @@ def test_the_walk_and_its_numbers(risk: str) -> None:
     found = control_risk(
         loop, calls, policies.Confidence, THRESHOLDS, max_steps=MAX_STEPS, risk=risk, level=0.15
     )
-    for value, observed, _ in found.policy.path:
+    for value, observed, _ in found.certificate.path:
         each = []
         for call in calls:
             differ = losses(loop, policies.Confidence(value), call)
@@ -45,9 +45,11 @@ def test_the_walk_and_its_numbers(risk: str) -> None:
             each.append(differ.any(1) if risk == "sequence" else differ.sum(1) / count)
         assert observed == pytest.approx(float(torch.cat(each).double().mean()), abs=1e-6)
     assert found.met
-    assert [value for value, *_ in found.policy.path] == THRESHOLDS[: len(found.policy.path)]
-    assert all(p_value <= 0.05 for *_, p_value in found.policy.path[:-1])
-    assert found.policy.threshold_value in THRESHOLDS
+    assert [value for value, *_ in found.certificate.path] == THRESHOLDS[
+        : len(found.certificate.path)
+    ]
+    assert all(p_value <= 0.05 for *_, p_value in found.certificate.path[:-1])
+    assert found.certificate.threshold_value in THRESHOLDS
     assert 0 < found.steps_saved < 1
     change = {
         "sequence": ": another answer than at full depth at some position on at most 15% of rows",

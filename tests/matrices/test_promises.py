@@ -302,19 +302,20 @@ def test_certificates_equal_a_plain_loop(family: Any, risk: Any, bound: str) -> 
         expected = certified(trajectory, family, risk, level, 0.1, bound)
         chosen.add(expected[0])
         policy = found.policy
+        made = found.certificate
         assert found.met is (len(expected) > 1)
-        assert (policy.risk, policy.level, policy.bound, policy.rows) == (risk, level, bound, 300)
+        assert (made.risk, made.level, made.bound, made.rows) == (risk, level, bound, 300)
         if not found.met:
             assert found.mean_exit_step == STEPS
             assert trajectory.replay(policy).exit_step.unique().tolist() == [STEPS]
             continue
         value, mean, p = expected
-        assert policy.threshold_value == value
+        assert made.threshold_value == value
         assert found.mean_exit_step == pytest.approx(mean)
         assert (
-            policy.p_value is None
+            made.p_value is None
             if bound == "conformal"
-            else policy.p_value == pytest.approx(p, rel=1e-6)
+            else made.p_value == pytest.approx(p, rel=1e-6)
         )
         assert (
             trajectory.replay(policy).exit_step.tolist()
@@ -343,7 +344,7 @@ def path_of(lost: Array, level: float, bound: str) -> list[tuple[float, float, f
     found = ponder.control_risk(
         lossy(lost), policies.FixedStep, risk=as_answered, level=level, bound=bound
     )
-    return [tuple(each) for each in found.policy.path]
+    return [tuple(each) for each in found.certificate.path]
 
 
 @pytest.mark.parametrize("level", [0.02, 0.1, 0.4])
@@ -428,7 +429,7 @@ def test_a_gain_on_a_row_is_no_money_but_for_bets() -> None:
         found = ponder.control_risk(
             trajectory, policies.FixedStep, risk="error_gap", level=0.1, bound=bound, confidence=0.9
         )
-        risks = {value: mean for value, mean, _ in found.policy.path}
+        risks = {value: mean for value, mean, _ in found.certificate.path}
         assert risks[1] == pytest.approx(-0.5 if bound == "betting" else 0.0)
 
 
@@ -439,10 +440,10 @@ def test_the_cheapest_of_all_that_passed_is_chosen_the_last_of_equals() -> None:
     found = ponder.control_risk(
         trajectory, lambda t: policies.FixedStep(steps[int(t)]), level=0.2, grid=sorted(steps)
     )
-    assert [value for value, _, _ in found.policy.path] == sorted(
+    assert [value for value, _, _ in found.certificate.path] == sorted(
         steps
     )  # the last is tested, and fails
-    assert (found.policy.threshold_value, found.mean_exit_step) == (4, 2.0)
+    assert (found.certificate.threshold_value, found.mean_exit_step) == (4, 2.0)
 
 
 @pytest.mark.parametrize("bound", ["hoeffding_bentkus", "exact_binomial"])
@@ -524,7 +525,7 @@ def test_a_promise_is_broken_in_no_more_redraws_than_it_says(
                     bound=bound,
                     grid=values,
                 )
-                assert found.policy.threshold_value == chosen
+                assert found.certificate.threshold_value == chosen
         assert broken / 1000 <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / 1000)
     assert passing  # a bound that never speaks would keep every promise
 
@@ -545,7 +546,9 @@ def test_rows_without_an_answer_count_as_errors() -> None:
         ("error", {3: 0.1, 2: 0.1, 1: 0.3}),
     ):
         found = ponder.control_risk(trajectory, policies.FixedStep, risk=risk, level=0.9)
-        assert {int(value): mean for value, mean, _ in found.policy.path} == pytest.approx(expected)
+        assert {int(value): mean for value, mean, _ in found.certificate.path} == pytest.approx(
+            expected
+        )
     assert trajectory.sweep(policies.FixedStep, [1, 2, 3]).to_dict()["score"] == pytest.approx(
         [0.7, 0.9, 0.9]
     )
@@ -587,7 +590,7 @@ def test_a_thousand_certificates_of_the_library_itself() -> None:
         found = ponder.control_risk(
             sample, family, level=level, confidence=1 - DELTA, grid=GRIDS[family]
         )
-        value = found.policy.threshold_value
+        value = found.certificate.threshold_value
         met += value is not None
         broken += value is not None and truth[value] > level
     assert met > 500

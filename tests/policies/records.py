@@ -8,6 +8,7 @@ import torch
 
 from ponder import policies
 from ponder.calibration import Record
+from ponder.statistics.certificate import Certificate
 
 LENGTH = 5
 
@@ -64,17 +65,16 @@ SIMPLE: list[policies.ExitPolicy] = [
 ]
 CERTIFIED = policies.Certified(
     policies.Confidence(0.7),
-    "promise",
-    "disagreement",
-    0.05,
-    0.95,
-    "exact",
-    300,
-    "threshold",
-    0.7,
-    0.01,
-    (),
-    6,
+    Certificate(
+        "Stop",
+        "other answers",
+        0.05,
+        0.95,
+        300,
+        threshold_value=0.7,
+        path=((0.7, 0.0, 0.01),),
+        num_steps=6,
+    ),
 )
 COMPOSED: list[policies.ExitPolicy] = [
     policies.Bernoulli(seed=3),

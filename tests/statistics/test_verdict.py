@@ -17,7 +17,7 @@ from ponder.calibration.control import control_risk
 from ponder.calibration.records import Record
 from ponder.statistics.answers import certify_answers
 from ponder.statistics.bounds import upper_bound
-from ponder.statistics.certificate import Promise
+from ponder.statistics.certificate import Certificate
 from ponder.statistics.verdict import judge, judge_losses, rows_that_would_do
 
 CASES = [
@@ -75,8 +75,8 @@ def test_losses_between_0_and_1_are_judged_from_both_sides(
 
 
 def test_a_sentence_never_promises_more_than_was_certified() -> None:
-    sentence = Promise("Do it", "other answers", 0.0101234, 0.9499999, 800).sentence
-    assert "at most 1.02% of texts like these, with 94.9999% confidence" in sentence
+    sentence = Certificate("Do it", "other answers", 0.0101234, 0.9499999, 800).sentence
+    assert "at most 1.02% of rows like these, with 94.9999% confidence" in sentence
 
 
 class Unnamed(policies.ExitPolicy):

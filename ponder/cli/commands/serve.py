@@ -157,10 +157,7 @@ def app_of(
     if isinstance(opened, OpenedRanker):
         return create_rank_app(opened.ranker, limits)
     say(f"policy: {opened.policy.words()}")
-    policy = opened.policy
-    if opened.promise is not None:
-        policy = opened.promise
-    ledger = ledger_of(policy, audit_share, audit_file)
+    ledger = ledger_of(opened.promise, audit_share, audit_file)
     full_depth = None
     if ledger is not None:
         try:

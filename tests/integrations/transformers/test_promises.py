@@ -77,7 +77,7 @@ def in_saved(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Callab
 
 
 def set_to(place: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    return lambda _, settings: settings["policy"].update({place: value})
+    return lambda _, settings: settings["policy"]["certificate"].update({place: value})
 
 
 def read_model(folder: Path) -> Any:
@@ -172,11 +172,15 @@ CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = 
         "tokenizer.json",
     ),
     "threshold": (
-        in_json(_MODEL, "recipe", "policy", "threshold_value", to=0.1),
+        in_json(_MODEL, "recipe", "policy", "certificate", "threshold_value", to=0.1),
         read_model,
         "settings",
     ),
-    "level": (in_json(_MODEL, "recipe", "policy", "level", to=0.001), read_model, "settings"),
+    "level": (
+        in_json(_MODEL, "recipe", "policy", "certificate", "level", to=0.001),
+        read_model,
+        "settings",
+    ),
     "moved in memory, exported": (nothing, write_of_moved, "weights"),
     "exported in int8": (nothing, write_in_int8, "weights"),
     "graphs of an export": (swap_graphs, read_export, "step_3.onnx"),
@@ -193,11 +197,15 @@ CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = 
     ),
     "names of an export": (in_json(_EXPORT, "labels", to=["b", "a", "c"]), read_export, "settings"),
     "threshold of an export": (
-        in_json(_EXPORT, "policy", "threshold_value", to=0.1),
+        in_json(_EXPORT, "policy", "certificate", "threshold_value", to=0.1),
         read_export,
         "settings",
     ),
-    "level of an export": (in_json(_EXPORT, "policy", "level", to=0.001), read_export, "settings"),
+    "level of an export": (
+        in_json(_EXPORT, "policy", "certificate", "level", to=0.001),
+        read_export,
+        "settings",
+    ),
     "a weight of a ranker": (partial(move_weight, name="ranker"), read_ranker, "weights"),
     "words of a ranker": (
         in_json("ranker/tokenizer.json", *_WORDS, to=swap_words),
@@ -214,7 +222,11 @@ CHANGES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = 
         read_ranker,
         "settings",
     ),
-    "level of a ranker": (in_json(_RANKER, "policy", "level", to=0.001), read_ranker, "settings"),
+    "level of a ranker": (
+        in_json(_RANKER, "policy", "certificate", "level", to=0.001),
+        read_ranker,
+        "settings",
+    ),
     "k of a ranker": (in_json(_RANKER, "top_k", to=3), read_ranker, "settings"),
     "a weight of a file": (
         in_saved(lambda weights, _: weights["head.bias"].add_(1.0)),
