@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor
 
+from ponder import calibration
 from ponder._utils.seals import read_sealed, write_sealed
 from ponder.calibration.records import Record
-from ponder.calibration.sweeps import Curve, sweep
 from ponder.distributions import StepDistribution
 from ponder.errors import ArgumentError, PonderError
 from ponder.model.padding import Along, join_rows
 from ponder.objectives import Objective, Progress, Unrolled
 from ponder.priors import Prior
 from ponder.tasks import IGNORED_LABEL, Custom, Task, TaskName
+
+if TYPE_CHECKING:
+    from ponder.calibration.sweeps import Curve
 
 __all__ = ["Trajectory", "objective_loss"]
 
@@ -68,7 +71,7 @@ class Trajectory(Record):
             >>> len(trajectory.sweep(policies.Quantile, [0.25, 0.5, 0.75]))
             3
         """
-        return sweep(self, policies, grid, **options)
+        return calibration.sweep(self, policies, grid, **options)
 
     def detach(self) -> Self:
         """Return the same trajectory, detached from the graph of gradients."""

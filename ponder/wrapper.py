@@ -11,22 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ponder import recipes
+from ponder import inference, recipes
+from ponder import model as parts
 from ponder._utils.checks import check_choice, check_int, check_type
 from ponder._utils.seals import digest_of_tensors
 from ponder._utils.trees import Tree, check_rows, unwrap
 from ponder.errors import ArgumentError, ArgumentTypeError
-from ponder.inference import record
-from ponder.inference.examples import DataSet
 from ponder.model.batch import ArgumentNames
 from ponder.model.context_names import check_context_names
-from ponder.model.encoder import read_encoder
 from ponder.model.heads import PerStep, make_heads
 from ponder.model.padding import Padding, width_of
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import ModelSource, call_stem, unroll
 from ponder.model.steps import Context, ContextDict, Step, Steps, as_module, optional_module
-from ponder.model.twins import Example
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, PolicyBatch, Quantile
 from ponder.priors import Geometric, Prior
@@ -35,6 +32,10 @@ from ponder.running.loop import Answers, run
 from ponder.running.source import Start
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
 from ponder.trajectory import Trajectory, objective_loss
+
+if TYPE_CHECKING:
+    from ponder.inference.examples import DataSet
+    from ponder.model.twins import Example
 
 __all__ = ["PonderOutput", "PonderWrapper"]
 
@@ -233,7 +234,7 @@ class PonderWrapper(nn.Module):
                 got=recipe.name,
                 remedy="Build the recipe with them: recipes.get(name, …).",
             )
-        encoder = read_encoder(
+        encoder = parts.read_encoder(
             module_or_steps, example, num_steps, meaning.per_position, stem, readout, layers
         )
         features = encoder.features
@@ -417,7 +418,7 @@ class PonderWrapper(nn.Module):
 
     def record(self, dataset: DataSet, **options: Any) -> Trajectory:
         """Record every step of every example of a data set; see `ponder.inference.record`."""
-        return record(self, dataset, **options)
+        return inference.record(self, dataset, **options)
 
     @property
     def policy(self) -> ExitPolicy:

@@ -4,9 +4,9 @@ The trainer and the fitting of exits are loaded when they are first used (PEP 56
 own trainer takes longer than all the rest.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ponder._utils.lazy import lazy_names
 from ponder.integrations.transformers.config import PonderConfig
 from ponder.integrations.transformers.heads import (
     PonderForAudioClassification,
@@ -36,13 +36,7 @@ __all__ = [
     "fit_exits",
 ]
 
-_LATE = {"ExitReport": "exits", "PonderTrainer": "trainer", "fit_exits": "exits"}
-
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LATE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-        globals()[name] = value
-        return value
+    __getattr__ = lazy_names(
+        __name__, ("exits:ExitReport", "exits:fit_exits", "trainer:PonderTrainer")
+    )

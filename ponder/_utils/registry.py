@@ -19,8 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Names of the callables (classes or functions) that build plug-ins of one kind.
 
-    A name comes from the decorator `register`, or from an entry point of the group `group`, which
-    is imported when the plug-in is built.
+    A name comes from the decorator `register`; from `register_places`, by which a package lists
+    its own plug-ins without importing them; or from an entry point of the group `group`. The last
+    two are imported when the plug-in is built.
 
     Args:
         kind: The kind of plug-in, for messages: ``"policy"``.
@@ -35,17 +36,22 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._factories: dict[str, Callable[..., T]] = {}
+        self._places: dict[str, metadata.EntryPoint] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
         """Return a decorator that registers a class or function under a name, once."""
 
         def give_name(factory: F) -> F:
-            holder = self._factories.setdefault(name, factory)
-            if not _have_same_name(holder, factory):
+            holder = _place_of(factory)
+            if name in self._factories:
+                holder = _place_of(self._factories[name])
+            elif name in self._places:
+                holder = self._places[name].value
+            if holder != _place_of(factory):
                 raise ArgumentError(
                     "name",
                     expected=f"a {self.kind} name that is free",
-                    got=f"{name!r}, which names {holder!r}",
+                    got=f"{name!r}, which names {holder}",
                     remedy="Register yours under another name.",
                 )
             # A class that is defined again, by a cell of a notebook, replaces the first.
@@ -54,28 +60,38 @@ class Registry(Generic[T]):
 
         return give_name
 
+    def register_places(self, package: str, places: Mapping[str, str]) -> None:
+        """Register plug-ins of a package by their names, each with its place `"module:name"`."""
+        for name, place in places.items():
+            point = metadata.EntryPoint(name, f"{package}.{place}", self.group)
+            self._places[name] = point
+
     def names(self) -> list[str]:
         """Return all known names, sorted, without importing any plug-in."""
-        return sorted({*self._factories, *_entry_points(self.group)})
+        return sorted({*self._factories, *self._places, *_entry_points(self.group)})
 
     def get(self, name: str, **arguments: Any) -> T:
         """Build the plug-in called `name` with `arguments`."""
         if name not in self._factories:
-            entry_point = _entry_points(self.group).get(name)
-            if entry_point is None:
+            place = self._places.get(name) or _entry_points(self.group).get(name)
+            if place is None:
                 raise ArgumentError(
                     self.kind,
                     expected=f"one of {', '.join(self.names())}",
                     got=repr(name),
                     remedy=f"Correct it, or register a {self.kind}.",
                 )
-            self._factories.setdefault(name, entry_point.load())
+            self._factories.setdefault(name, place.load())
         return self._factories[name](**arguments)
 
     def name_of(self, factory: type) -> str:
         """Return the name under which a class was registered."""
+        place = _place_of(factory)
         for name, registered in self._factories.items():
-            if _have_same_name(registered, factory):
+            if _place_of(registered) == place:
+                return name
+        for name, listed in self._places.items():
+            if listed.value == place:
                 return name
         raise ArgumentError(
             self.kind,
@@ -115,9 +131,9 @@ class Plugin:
         return _build(cls.registry, data)  # type: ignore[no-any-return]
 
 
-def _have_same_name(one: Callable[..., object], other: Callable[..., object]) -> bool:
-    """Return whether two callables were defined under one name in one module."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+def _place_of(factory: Callable[..., object]) -> str:
+    """Return the module and the name under which a callable was defined."""
+    return f"{factory.__module__}:{factory.__qualname__}"
 
 
 @cache

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ponder import model
 from ponder._utils.modes import evaluating
 from ponder._utils.trees import Tree, tensors, unwrap
 from ponder.errors import ArgumentError
 from ponder.model import readouts
-from ponder.model.capture import Captured, capture
 from ponder.model.padding import Padding
 from ponder.model.readouts import Readout, ReadoutCall
 from ponder.model.source import call_stem
 from ponder.model.steps import ContextDict, Step, Steps
-from ponder.model.twins import Example
+
+if TYPE_CHECKING:
+    from ponder.model.capture import Captured
+    from ponder.model.twins import Example
 
 __all__ = ["Encoder", "read_encoder"]
 
@@ -121,7 +125,7 @@ def _read_body(
     is_stack = isinstance(encoder, nn.ModuleList | Steps)
     if not isinstance(encoder, nn.Module) or is_stack or num_steps is not None:
         return _Body(Steps.of(encoder, num_steps), stem)
-    captured = capture(encoder, example, layers=layers)
+    captured = model.capture.capture(encoder, example, layers=layers)
     _check_has_no_head(captured)
     return _Body(captured.steps, captured.stem, captured.readout, captured.padding)
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ponder._utils.checks import check_real
 from ponder.distributions import StepDistribution
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Objective, Unrolled
 
 __all__ = ["ACT"]
 
 
-@registry.register("act")
 @dataclass(frozen=True)
 class ACT(Objective):
     r"""The loss of the mean answer plus the ponder cost, L(Σ_n p_n y_n) + τ (N + R).

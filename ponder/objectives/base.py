@@ -191,7 +191,6 @@ class Objective(Plugin, ABC):
     __rmul__ = __mul__
 
 
-@registry.register("weighted")
 @dataclass(frozen=True)
 class Weighted(Objective):
     """The weighted sum of objectives, Σ_k w_k L_k.

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_real
-from ponder.objectives.base import Depth, Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled
 from ponder.objectives.supervised import OneStep
 
 __all__ = ["Distillation", "MutualDistillation"]
 
 
-@registry.register("distillation")
 @dataclass(frozen=True)
 class Distillation(Objective):
     r"""w · mean over steps n of T² KL(softmax(t / T) ‖ softmax(z_n / T)), with a detached t.
@@ -78,7 +77,6 @@ class Distillation(Objective):
         return self.weight * _distilled(unrolled, students, teachers, self.temperature)
 
 
-@registry.register("mutual-distillation")
 @dataclass(frozen=True)
 class MutualDistillation(Objective):
     r"""Mean over pairs n ≠ m of the distillation loss of step n from the detached step m.

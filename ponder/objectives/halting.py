@@ -12,12 +12,11 @@ from torch import Tensor
 from ponder._utils.arrays import weighted
 from ponder._utils.checks import check_choice, check_real
 from ponder.distributions import log_masses
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Objective, Unrolled
 
 __all__ = ["Ponder"]
 
 
-@registry.register("ponder")
 @dataclass(frozen=True)
 class Ponder(Objective):
     """The loss of a latent halting step, minimised.

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ponder._utils.checks import check_real
 from ponder.errors import ArgumentError
-from ponder.objectives.base import Depth, Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled
 
 __all__ = ["AllRight"]
 
 
-@registry.register("all-right")
 @dataclass(frozen=True)
 class AllRight(Objective):
     r"""The loss of each step's answer, and a halting logit that says whether it is right.

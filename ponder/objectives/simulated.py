@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_int, check_real
 from ponder.errors import ArgumentError
-from ponder.objectives.base import Objective, Unrolled, registry
+from ponder.objectives.base import Objective, Unrolled
 from ponder.policies.certainty import SIGNALS
 
 __all__ = ["SignalCalibration", "SimulatedExits"]
 
 
-@registry.register("simulated-exits")
 @dataclass(frozen=True)
 class SimulatedExits(Objective):
     r"""The losses of all steps, weighted by the distance of a step from the example's exit.
@@ -81,7 +80,6 @@ class SimulatedExits(Objective):
         return F.pad(crossed, (0, 1), value=True).long().argmax(-1)
 
 
-@registry.register("signal-calibration")
 @dataclass(frozen=True)
 class SignalCalibration(Objective):
     r"""Mean over the early steps of max(0, s̄_n(wrong) − s̄_n(right) + ε).

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ponder._utils.checks import check_choice, check_int
-from ponder.objectives.base import Depth, Objective, Unrolled, registry
+from ponder.objectives.base import Depth, Objective, Unrolled
 
 __all__ = ["DeepSupervision", "FinalStep", "OneStep", "RandomDepth"]
 
 
-@registry.register("final-step")
 @dataclass(frozen=True)
 class FinalStep(Objective):
     """The loss of the last step alone, ℓ_N, as a model without exits is trained.
@@ -31,7 +30,6 @@ class FinalStep(Objective):
         return unrolled.losses[:, -1]
 
 
-@registry.register("one-step")
 @dataclass(frozen=True)
 class OneStep(Objective):
     """ℓ_k, as if the encoder ended after step k: in training no later step runs, and none learns.
@@ -54,7 +52,6 @@ class OneStep(Objective):
         return unrolled.losses[:, self.step - 1]
 
 
-@registry.register("deep-supervision")
 @dataclass(frozen=True)
 class DeepSupervision(Objective):
     r"""The weighted mean of the losses of all steps, Σ_n w_n ℓ_n / Σ_n w_n.
@@ -80,7 +77,6 @@ class DeepSupervision(Objective):
         return (unrolled.losses * (weights / weights.sum())).sum(-1)
 
 
-@registry.register("random-depth")
 @dataclass(frozen=True)
 class RandomDepth(Objective):
     r"""ℓ_{k+n}, after k steps without and n steps with a gradient; both are drawn for every batch.

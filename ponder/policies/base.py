@@ -585,7 +585,6 @@ class PolicyWrapper(ExitPolicy):
         return replace(self, policy=self.policy.rescaled(tuned_for, num_steps))
 
 
-@registry.register("fixed-step")
 @dataclass(frozen=True)
 class FixedStep(ThresholdPolicy):
     """Every row exits at `step`.
@@ -624,7 +623,6 @@ class FixedStep(ThresholdPolicy):
         return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
 
 
-@registry.register("last-step")
 @dataclass(frozen=True)
 class LastStep(ExitPolicy):
     """No early exit: every row runs to the last step, as without `ponder`.

@@ -25,7 +25,6 @@ from ponder.policies.base import (
     StepView,
     Threshold,
     ThresholdPolicy,
-    registry,
 )
 
 __all__ = [
@@ -131,7 +130,6 @@ class _Certainty(OfClasses):
         return least_sure(value, 1), state
 
 
-@registry.register("entropy")
 @dataclass(frozen=True)
 class Entropy(_Certainty):
     r"""Stop once the entropy of the answer, −Σ p log p, is below a threshold (DeeBERT).
@@ -169,7 +167,6 @@ class Entropy(_Certainty):
         return entropy / math.log(logits.shape[-1])
 
 
-@registry.register("confidence")
 @dataclass(frozen=True)
 class Confidence(_Certainty):
     """Stop once the most probable class has more than a threshold of the probability.
@@ -190,7 +187,6 @@ class Confidence(_Certainty):
     measure = staticmethod(confidence)
 
 
-@registry.register("margin")
 @dataclass(frozen=True)
 class Margin(_Certainty):
     """Stop once the two highest class probabilities differ by more than a threshold.
@@ -209,7 +205,6 @@ class Margin(_Certainty):
     measure = staticmethod(margin)
 
 
-@registry.register("energy")
 @dataclass(frozen=True)
 class Energy(_Certainty):
     """Stop once the normalised energy score is above a threshold.

@@ -24,7 +24,6 @@ from ponder.policies.base import (
     PolicyState,
     PolicyWrapper,
     StepView,
-    registry,
     scaled_step,
 )
 from ponder.statistics.certificate import Certificate
@@ -90,7 +89,6 @@ def _merged(
     return merged, tuple(state for _, state in answers)
 
 
-@registry.register("any")
 @dataclass(frozen=True)
 class Any_(_Several):  # noqa: N801 (the name Any is Python's)
     """Exit once any of the policies does.
@@ -112,7 +110,6 @@ class Any_(_Several):  # noqa: N801 (the name Any is Python's)
         return ", or ".join(policy.words() for policy in self.policies)
 
 
-@registry.register("all")
 @dataclass(frozen=True)
 class All(_Several):
     """Exit once all of the policies do, at the same step.
@@ -137,7 +134,6 @@ class All(_Several):
         return ", ".join([" and ".join(others), *bounds])
 
 
-@registry.register("from-step")
 @dataclass(frozen=True)
 class FromStep(ExitPolicy):
     """Exit at `step` and at any later one: a bound for another policy.
@@ -173,7 +169,6 @@ class FromStep(ExitPolicy):
         return replace(self, step=scaled_step(self.step, tuned_for, num_steps))
 
 
-@registry.register("certified")
 @dataclass(frozen=True)
 class Certified(PolicyWrapper):
     """The policy inside, with the certificate of its promise; made by `ponder.control_risk`.

@@ -18,7 +18,6 @@ from ponder.policies.base import (
     StepView,
     Threshold,
     ThresholdPolicy,
-    registry,
     scaled_step,
 )
 from ponder.policies.certainty import OfClasses, class_logits
@@ -75,7 +74,6 @@ class _Counting(ThresholdPolicy):
         return count, {"count": count, "before": now, "answered": answered}
 
 
-@registry.register("patience")
 @dataclass(frozen=True)
 class Patience(_Counting):
     """Stop once the answer has stayed the same `patience` times in a row (PABEE).
@@ -109,7 +107,6 @@ class Patience(_Counting):
         return replace(self, patience=scaled_step(self.patience, tuned_for, num_steps))
 
 
-@registry.register("converged")
 @dataclass(frozen=True)
 class Converged(_Counting):
     r"""Stop once `patience` steps in a row have changed the answer, or the features, by little.
@@ -167,7 +164,6 @@ class Converged(_Counting):
         return moved <= self.tolerance * _norm(now)  # ≤, since from 0 to 0 nothing moves
 
 
-@registry.register("voting")
 @dataclass(frozen=True)
 class Voting(OfClasses):
     """Stop once `votes` of the steps so far, this one included, give the answer of this step.

@@ -16,13 +16,11 @@ from ponder.policies.base import (
     StepView,
     Threshold,
     ThresholdPolicy,
-    registry,
 )
 
 __all__ = ["ACT", "Bernoulli", "Quantile", "RightAnswer"]
 
 
-@registry.register("quantile")
 @dataclass(frozen=True)
 class Quantile(ThresholdPolicy):
     """Q-exit: stop at the first step n with CDF_n > q (PALBERT paper, Section 3.1).
@@ -50,7 +48,6 @@ class Quantile(ThresholdPolicy):
         return step.cdf, state
 
 
-@registry.register("bernoulli")
 @dataclass(frozen=True)
 class Bernoulli(ExitPolicy):
     """PonderNet's sampling: stop at step n with probability λ_n (Banino et al. 2021, Section 2.2).
@@ -88,7 +85,6 @@ class Bernoulli(ExitPolicy):
         return step.cdf > state, state
 
 
-@registry.register("act")
 @dataclass(frozen=True)
 class ACT(ThresholdPolicy):
     """Adaptive computation time: stop once the halting units add up to 1 − ε.
@@ -128,7 +124,6 @@ class ACT(ThresholdPolicy):
         return 1.0 - total, total
 
 
-@registry.register("right-answer")
 @dataclass(frozen=True)
 class RightAnswer(ThresholdPolicy):
     """Stop once the probability that the answer is right is above a threshold (HRM, TRM).

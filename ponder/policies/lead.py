@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_real
-from ponder.policies.base import Array, PolicyState, StepView, Threshold, ThresholdPolicy, registry
+from ponder.policies.base import Array, PolicyState, StepView, Threshold, ThresholdPolicy
 from ponder.policies.certainty import OfClasses, class_logits, margin
 
 __all__ = ["Lead", "StandardError"]
@@ -28,7 +28,6 @@ _ROUNDING = 1e-4
 """Votes by which a lead must pass the votes that remain: shares of float32 are rounded."""
 
 
-@registry.register("lead")
 @dataclass(frozen=True)
 class Lead(OfClasses):
     r"""Stop a vote once the lead, in standard errors, is above a threshold.
@@ -77,7 +76,6 @@ class Lead(OfClasses):
         return xp.amin(value, 1), state
 
 
-@registry.register("standard-error")
 @dataclass(frozen=True)
 class StandardError(ThresholdPolicy):
     """Stop a mean of numbers once its standard error is below a threshold.

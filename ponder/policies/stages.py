@@ -14,13 +14,11 @@ from ponder.policies.base import (
     PolicyState,
     StepView,
     ThresholdPolicy,
-    registry,
 )
 
 __all__ = ["StageThresholds"]
 
 
-@registry.register("stage-thresholds")
 @dataclass(frozen=True)
 class StageThresholds(ExitPolicy):
     """A certainty policy with one threshold a stage.

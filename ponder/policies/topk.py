@@ -13,12 +13,11 @@ from typing import NamedTuple
 from ponder._utils.arrays import at_least_float32, namespace
 from ponder._utils.checks import check_int, check_real
 from ponder._utils.rounding import rounded_up
-from ponder.policies.base import Array, ExitPolicy, StepView, Threshold, registry
+from ponder.policies.base import Array, ExitPolicy, StepView, Threshold
 
 __all__ = ["TopK"]
 
 
-@registry.register("top-k")
 @dataclass(frozen=True)
 class TopK(ExitPolicy):
     r"""Exit rows whose score is more than a margin below the k-th of their group.

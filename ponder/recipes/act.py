@@ -2,10 +2,9 @@
 
 from ponder.objectives import adaptive
 from ponder.policies import halting
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+from ponder.recipes.base import LambdaSpec, Recipe, Stage
 
 
-@registry.register("act")
 def act(*, cost: float = 0.01, epsilon: float = 0.01) -> Recipe:
     """The recipe ACT, the origin of the field.
 

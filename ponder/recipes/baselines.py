@@ -2,10 +2,9 @@
 
 from ponder.objectives import Distillation, FinalStep, OneStep
 from ponder.policies import FixedStep, LastStep
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 
 
-@registry.register("vanilla")
 def vanilla() -> Recipe:
     """The recipe of a plain model: the loss of the last step, and no early exit.
 
@@ -16,7 +15,6 @@ def vanilla() -> Recipe:
     return Recipe("vanilla", "Devlin et al. 2019", (Stage(FinalStep()),), LastStep())
 
 
-@registry.register("static")
 def static(k: int = 3, taught: bool = False, temperature: float = 1.0) -> Recipe:
     """The smaller model of the same cost: step k alone is trained, and all rows exit there.
 

@@ -2,10 +2,9 @@
 
 from ponder.objectives import SignalCalibration, SimulatedExits
 from ponder.policies import Energy
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 
 
-@registry.register("cosee")
 def cosee(
     thresholds: int = 5, sharpness: float = 10.0, calibration: float = 0.1, threshold: float = 0.9
 ) -> Recipe:

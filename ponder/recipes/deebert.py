@@ -2,10 +2,9 @@
 
 from ponder.objectives import DeepSupervision, FinalStep
 from ponder.policies import Entropy
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 
 
-@registry.register("deebert")
 def deebert(threshold: float = 0.2) -> Recipe:
     """The recipe DeeBERT, in which the early heads learn from the labels.
 

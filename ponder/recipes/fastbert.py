@@ -2,10 +2,9 @@
 
 from ponder.objectives import Distillation, FinalStep
 from ponder.policies import Entropy
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 
 
-@registry.register("fastbert")
 def fastbert(speed: float = 0.5) -> Recipe:
     """FastBERT: the early heads learn from the last one.
 

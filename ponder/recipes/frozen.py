@@ -3,10 +3,9 @@
 from ponder.objectives import Distillation, FinalStep, Ponder
 from ponder.policies import Confidence, Quantile
 from ponder.priors import Geometric
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+from ponder.recipes.base import LambdaSpec, Recipe, Stage
 
 
-@registry.register("frozen")
 def frozen(*, confidence: float = 0.8, q: float = 0.25) -> Recipe:
     """A frozen fine-tuned model, whose answers early heads learn; exits once these are certain.
 

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 from ponder.objectives import DeepSupervision, MutualDistillation
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 from ponder.recipes.pabee import pabee
 
 
-@registry.register("leebert")
 def leebert(
     weight: float = 1.0, temperature: float = 2.0, patience: int = 6, tolerance: float = 0.1
 ) -> Recipe:

@@ -2,10 +2,9 @@
 
 from ponder.objectives import DeepSupervision
 from ponder.policies import Patience
-from ponder.recipes.base import Recipe, Stage, registry
+from ponder.recipes.base import Recipe, Stage
 
 
-@registry.register("pabee")
 def pabee(patience: int = 6, tolerance: float = 0.1) -> Recipe:
     """PABEE: a head at each step, trained together, and exits once several answers agree.
 

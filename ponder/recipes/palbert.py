@@ -6,10 +6,9 @@ from typing import Literal
 from ponder.objectives import Ponder
 from ponder.policies import Bernoulli, Quantile
 from ponder.priors import Geometric
-from ponder.recipes.base import LambdaSpec, Recipe, Stage, registry
+from ponder.recipes.base import LambdaSpec, Recipe, Stage
 
 
-@registry.register("palbert")
 def palbert(
     q_exit: bool = True,
     own_lambda_lr: bool = True,
@@ -74,7 +73,6 @@ def palbert(
     )
 
 
-@registry.register("pondernet")
 def pondernet(*, beta: float = 0.5, rate: float = 0.1, seed: int = 0) -> Recipe:
     """PonderNet: one Lambda layer on one step, one learning rate, and sampled exits.
 

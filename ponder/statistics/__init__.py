@@ -7,6 +7,14 @@
 * `repeats` says what rows are, where texts occur again.
 """
 
-from ponder.statistics.ledger import Ledger
+from typing import TYPE_CHECKING
+
+from ponder._utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ponder.statistics.ledger import Ledger
 
 __all__ = ["Ledger"]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, ("ledger:Ledger",))
