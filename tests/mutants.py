@@ -67,7 +67,7 @@ ROOMS: dict[
     "_utils/": "ground/test_utils.py",
     "fitting/": "training/test_stages.py training/test_fit.py model/test_parts.py",
     "deploy/auditing": "deploy/test_server.py",
-    "deploy/used": "deploy/test_used.py",
+    "statistics/used": "statistics/test_used.py",
     "deploy/server": "deploy/test_server.py",
     "deploy/ranking": "rerank/test_rerank.py rerank/test_topk.py",
     "deploy/": "deploy/test_export.py rerank/test_rerank.py",

@@ -33,6 +33,7 @@ __all__ = [
     "digest_of_json",
     "digest_of_path",
     "digest_of_tensors",
+    "is_sealed",
     "read_sealed",
     "seal",
     "write_sealed",
@@ -144,6 +145,15 @@ def read_sealed(
         raise CheckpointError(f"{path}: no {noun} of this version, {kind} ({error!r}).") from error
     folder = Path(path).parent
     return Sealed(settings, arrays, lambda: changed_parts(data, lambda name: folder / name))
+
+
+def is_sealed(path: str | Path, kind: str) -> bool:
+    """Return whether a file is JSON of a kind that `write_sealed` wrote."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == kind
 
 
 def _read_safetensors(

@@ -11,27 +11,32 @@ if TYPE_CHECKING:
     from ponder.calibration import cost
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.cascades import certify_cascade
-    from ponder.calibration.certify_steps import certify_steps
+    from ponder.calibration.certify_steps import CertifiedSteps, certify_steps
     from ponder.calibration.certifying import certify
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
+    from ponder.calibration.draws import certify_draws
     from ponder.calibration.records import Record
     from ponder.calibration.risks import Missed, Moved, Risk
+    from ponder.calibration.stopper import Stopper
     from ponder.calibration.sweeps import sweep
     from ponder.running.loop import Answers
 
 _HOMES = {
     "Answers": "records",
     "Calibration": "calibrating",
+    "CertifiedSteps": "certify_steps",
     "Diagnosis": "diagnosing",
     "Missed": "risks",
     "Moved": "risks",
     "Record": "records",
     "Risk": "risks",
     "RiskControl": "control",
+    "Stopper": "stopper",
     "calibrate": "calibrating",
     "certify": "certifying",
     "certify_cascade": "cascades",
+    "certify_draws": "draws",
     "certify_steps": "certify_steps",
     "control_risk": "control",
     "diagnose": "diagnosing",
@@ -41,15 +46,18 @@ _HOMES = {
 __all__ = [
     "Answers",
     "Calibration",
+    "CertifiedSteps",
     "Diagnosis",
     "Missed",
     "Moved",
     "Record",
     "Risk",
     "RiskControl",
+    "Stopper",
     "calibrate",
     "certify",
     "certify_cascade",
+    "certify_draws",
     "certify_steps",
     "control_risk",
     "cost",

@@ -161,22 +161,30 @@ class Record:
         return cls(means, None, row_ids, features=features, task="regression", **fields)
 
     @classmethod
-    def from_table(cls, table: Any, **columns: str) -> Self:
-        """Return the record of intermediate answers, such as reasoning traces.
+    def from_table(cls, table: Any, **reading: Any) -> Self:
+        """Return the record of intermediate answers, such as votes or reasoning traces.
 
         Args:
             table: Mappings from names of columns to values, a line each; or a DataFrame. A line is
-                an `item`, the number of a `step` from 1, the `answer` if one stopped there, and, if
-                known, a `confidence` in [0, 1], which `policies.RightAnswer` reads.
-            columns: Names of these columns, if they are others: ``item="question"``.
+                an `item`, the number of a `step` from 1, the `answer`, and, if known, a
+                `confidence` in [0, 1], which `policies.RightAnswer` reads if the last answer
+                stands.
+            reading: Arguments of `ponder.calibration.tables.read_steps`: how answers `combine`, and
+                names of these columns, if they are others: ``item="question"``.
 
         Raises:
             ArgumentError: A missing step, two answers of one step, or a confidence outside [0, 1];
                 the error names the line.
         """
-        steps = read_steps(table, **columns)
+        steps = read_steps(table, **reading)
         ids = np.array(content_ids([repr(item) for item in steps.items]))
-        return cls(steps.outputs, steps.hazard_logits, ids, task="classification")
+        combine = reading.get("combine", "last")
+        if combine == "votes":
+            return cls.from_votes(steps.answers, row_ids=ids)
+        if combine == "mean":
+            return cls.from_values(steps.answers, row_ids=ids)
+        stands = np.eye(max(int(steps.answers.max()) + 1, 2))[steps.answers]
+        return cls(log_shares(stands), steps.hazard_logits, ids, task="classification")
 
     def __post_init__(self) -> None:
         if not self._shapes_agree():

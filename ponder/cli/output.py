@@ -20,8 +20,8 @@ from rich.progress import Progress
 
 from ponder._utils.files import ABOUT, INDEXES, replaced_folder
 from ponder.deploy.folders import card_of
-from ponder.deploy.used import USED
 from ponder.errors import ArgumentError, ArgumentTypeError, PonderError
+from ponder.statistics.used import USED
 
 __all__ = [
     "Advance",

@@ -15,18 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from ponder._utils.seals import digest_of_path
+from ponder._utils.seals import digest_of_path, is_sealed
+from ponder.calibration.stopper import Stopper
 from ponder.cascade import Cascade
 from ponder.cascade.stages import CascadeStage, stage_of
 from ponder.deploy.ranking import RERANK, Ranker
 from ponder.deploy.runtime import OnnxModel
 from ponder.deploy.server_batching import Some, Text
-from ponder.deploy.used import Used
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.policies.base import ExitPolicy
 from ponder.policies.combine import Certified
+from ponder.policies.files import POLICY
 from ponder.statistics.answers import CertifiedAnswers
 from ponder.statistics.certificate import Certificate
+from ponder.statistics.used import Used
 
 __all__ = [
     "CARD",
@@ -181,8 +183,9 @@ def open(folder: str | Path) -> Any:  # the name is `ponder.open`
             the file of `ponder certify`.
 
     Returns:
-        An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`, or for a file
-        `CertifiedAnswers`, whose `.takes(confidences)` returns which answers are taken.
+        An object with `.statement` and `.predict`: an `Opened`, an `OpenedRanker`; or for a file
+        `CertifiedAnswers`, whose `.takes(confidences)` returns which answers are taken, or a
+        `ponder.calibration.Stopper`, whose `.should_stop(answers)` returns when answers suffice.
 
     Raises:
         ArgumentError: The model has no exits.
@@ -190,6 +193,8 @@ def open(folder: str | Path) -> Any:  # the name is `ponder.open`
     """
     path = Path(folder)
     if path.is_file():
+        if is_sealed(path, POLICY):
+            return Stopper.load(path)
         return CertifiedAnswers.load(path)
     if (path / RERANK).is_file():
         return OpenedRanker(path, Ranker.load(path), card_of(path), Used.read(path))

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from ponder._utils.checks import check_int
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.certifying import certainties, certify
-from ponder.calibration.control import RiskControl, control_risk
+from ponder.calibration.control import RiskControl
+from ponder.calibration.draws import certify_draws
 from ponder.calibration.records import Record
-from ponder.calibration.risks import Moved, RiskLike
+from ponder.calibration.risks import RiskLike
 from ponder.calibration.votes import standard_error
 from ponder.ensembles.members import Members, Rows, members_of
-from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, ModelSpec, PolicyBatch
-from ponder.policies.lead import Lead, StandardError
+from ponder.policies.lead import Lead
 from ponder.running.loop import Answers, run
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
 from ponder.tasks import task_named
@@ -35,8 +35,6 @@ __all__ = ["Ensemble", "EnsembleAnswers"]
 
 Floats: TypeAlias = NDArray[Any]
 Ints: TypeAlias = NDArray[Any]
-_SHARES_OF_TOLERANCE = np.geomspace(1e-3, 10.0, 121)
-"""Standard errors that are tried, as shares of the tolerance: fixed without any data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,19 +176,10 @@ class Ensemble:
             confidence: Probability with which the promise holds.
             tolerance: For numbers: by how much a mean may differ from that of all members.
         """
-        if self._is_regression:
-            tolerance = _checked_tolerance(tolerance)
-        if risk is None:
-            risk = "disagreement" if tolerance is None else Moved(tolerance)
         record = self.record(rows, labels)
         if self.members.in_any_order:
-            kind: type[ExitPolicy] = Lead
-            grid = None
-            if tolerance is not None:
-                kind = StandardError
-                grid = tolerance * _SHARES_OF_TOLERANCE
-            found = control_risk(
-                record, kind, risk=risk, level=level, confidence=confidence, grid=grid
+            found = certify_draws(
+                record, tolerance=tolerance, risk=risk, level=level, confidence=confidence
             )
         else:
             choosing, certifying = split(record.row_ids, CHOOSE_AND_CERTIFY)
@@ -198,7 +187,7 @@ class Ensemble:
                 record.map(lambda values: values[choosing]),
                 record.map(lambda values: values[certifying]),
                 certainties(record),
-                risk=risk,
+                risk=risk or "disagreement",
                 level=level,
                 confidence=confidence,
             )
@@ -212,17 +201,6 @@ class Ensemble:
     @property
     def _task(self) -> str:
         return "regression" if self._is_regression else "classification"
-
-
-def _checked_tolerance(tolerance: float | None) -> float:
-    if tolerance is None:
-        raise ArgumentError(
-            "tolerance",
-            expected="the distance below which two numbers are one answer",
-            got="None",
-            remedy="Pass tolerance=0.1, say, in the unit of the numbers.",
-        )
-    return tolerance
 
 
 class MembersSource:

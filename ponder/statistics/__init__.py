@@ -4,7 +4,7 @@
 * `sequence` tests values in a fixed order, until one fails.
 * `certificate` states a promise, and `verdict` judges it on fresh rows.
 * `answers` certifies a threshold on the confidences of any model.
-* `repeats` says what rows are, where texts occur again.
+* `repeats` says what rows are, where texts occur again, and `used` which rows made a promise.
 """
 
 from typing import TYPE_CHECKING

@@ -60,7 +60,10 @@ def test_an_item_that_ends_keeps_its_last_answer_and_is_certain() -> None:
     [
         ({"step": 3}, "line 2.*step 2"),
         ({"step": 1}, "line 2.*also in line 1"),
+        ({"step": 2.5}, "line 2.*whole numbers"),
+        ({"step": None}, "line 2.*a number in 'step'"),
         ({"confidence": 1.2}, "line 2.*confidence"),
+        ({"confidence": "high"}, "line 2.*a number in 'confidence'"),
     ],
 )
 def test_a_bad_line_is_named(changed: dict[str, Any], words: str) -> None:

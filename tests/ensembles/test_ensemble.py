@@ -21,7 +21,6 @@ from sklearn.tree import DecisionTreeClassifier
 
 import ponder
 from ponder import policies
-from ponder.calibration import Record
 from ponder.errors import ArgumentError
 
 X, Y = make_classification(1500, 10, n_informative=6, n_classes=3, random_state=0)
@@ -135,14 +134,3 @@ def test_models_that_cannot_be_read_are_refused() -> None:
         ponder.Ensemble(
             VotingClassifier(MODELS["hard"].estimators, weights=[1, 2, 3]).fit(X[FITTED], Y[FITTED])
         )
-
-
-def test_a_stopper_stops_as_a_run_of_the_record() -> None:
-    votes = np.random.default_rng(0).integers(0, 3, size=(40, 12))
-    votes[::2, 1:] = votes[::2, :1]
-    policy = policies.Lead(1.2)
-    exits = Record.from_votes(votes).exit_steps(policy)
-    stopper = ponder.ensembles.VoteStopper(policy, budget=12)
-    for answers, exit_step in zip(votes.tolist(), exits.tolist(), strict=True):
-        stops = stopper.should_stop_each([answers[:n] for n in range(13)])
-        assert stops.index(True) == exit_step

@@ -30,8 +30,8 @@ from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
-from ponder.deploy.used import Used
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
+from ponder.statistics.used import Used
 
 __all__ = ["outcome_of", "run"]
 

@@ -17,8 +17,8 @@ from ponder.cli.report import changed_texts, policy_figure, student_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import read_texts
 from ponder.deploy.folders import remember
-from ponder.deploy.used import Used
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
+from ponder.statistics.used import Used
 
 __all__ = ["run"]
 

@@ -11,19 +11,19 @@ import numpy as np
 import typer
 
 from ponder._utils.seals import read_sealed
-from ponder.calibration import diagnosing
+from ponder.calibration import Stopper, diagnosing
 from ponder.cli.answer_rows import AnswerRows
 from ponder.cli.options import Columns, Json, Labels, NoHeader, Promised
 from ponder.cli.outcome import Outcome
 from ponder.cli.queries import read_pools
 from ponder.cli.show import show
-from ponder.cli.texts import read_texts
+from ponder.cli.texts import read_rows, read_texts
 from ponder.deploy.checking import Checked, check
 from ponder.deploy.folders import Opened, OpenedRanker, open
-from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 from ponder.statistics.answers import THRESHOLD, CertifiedAnswers
 from ponder.statistics.certificate import count
+from ponder.statistics.used import Used
 
 __all__ = ["run"]
 
@@ -65,7 +65,10 @@ def run(
     Example: `ponder check exits --texts fresh.csv`
     """
     if answers is not None:
-        raise typer.Exit(_check_threshold(folder, answers, as_json=json))
+        judge = _check_threshold
+        if isinstance(open(folder), Stopper):
+            judge = _check_steps
+        raise typer.Exit(judge(folder, answers, as_json=json))
     if texts is None:
         raise ArgumentError(
             "--texts",
@@ -113,6 +116,19 @@ def _check_threshold(file: Path, answers: Path, *, as_json: bool) -> int:
     table = [("taken", f"{100 * taken:.1f}% of {len(fresh)} rows")]
     if len(fresh) < len(rows):
         table.append(("left out", f"{count(len(rows) - len(fresh), 'row')} that certified"))
+    show(Outcome(facts, [verdict.sentence], table), as_json=as_json)
+    return verdict.code
+
+
+def _check_steps(file: Path, answers: Path, *, as_json: bool) -> int:
+    """Judge the promise of a file of `ponder certify --steps`, and return the exit code.
+
+    The file of fresh items has the same columns, and the whole budget of each item.
+    """
+    stopper = Stopper.load(file)
+    verdict = stopper.check(read_rows(answers, "ANSWERS"))
+    table = [("promise", stopper.statement), ("stop at", stopper.policy.words())]
+    facts = {**vars(verdict), "code": verdict.code}
     show(Outcome(facts, [verdict.sentence], table), as_json=as_json)
     return verdict.code
 

@@ -29,10 +29,10 @@ from ponder.cli.output import new_folder, probe_folder, progress
 from ponder.cli.report import changed_texts, policy_figure
 from ponder.cli.show import keep, show
 from ponder.cli.texts import Texts, read_texts
-from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 from ponder.integrations.transformers.classifiers import BATCH, FittedClassifier, fit_classifier
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, count, percent
+from ponder.statistics.used import Used
 
 __all__ = ["run"]
 

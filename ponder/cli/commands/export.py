@@ -23,9 +23,9 @@ from ponder.deploy.folders import Opened, card_of, open_folder, remember
 from ponder.deploy.int8 import cascade_onnx, certified_int8, ranker_onnx
 from ponder.deploy.ranking import RERANK, Pool, Ranker
 from ponder.deploy.runtime import OnnxModel
-from ponder.deploy.used import Used
 from ponder.errors import ArgumentError
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
+from ponder.statistics.used import Used
 
 __all__ = ["run"]
 

@@ -16,10 +16,10 @@ from ponder.cli.queries import read_pools
 from ponder.cli.show import keep, show
 from ponder.deploy.folders import remember
 from ponder.deploy.ranking import Pool, Ranker
-from ponder.deploy.used import Used
 from ponder.integrations.transformers.rerank import CrossEncoder
 from ponder.policies.base import ExitPolicy, LastStep
 from ponder.statistics.certificate import CONFIDENCE, LEVEL, count
+from ponder.statistics.used import Used
 
 __all__ = ["run"]
 

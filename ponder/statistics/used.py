@@ -45,7 +45,7 @@ class Used:
         taught: Those of the rows from which heads or a student learned.
 
     Example:
-        >>> from ponder.deploy.used import Used
+        >>> from ponder.statistics.used import Used
         >>> log = [f"text {n % 90}" for n in range(100)]
         >>> used = Used.of(log)
         >>> int(used.fresh(["text 1", "new"]).sum())

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ponder.deploy.used import USED, Used
 from ponder.errors import ArgumentError, CheckpointError
 from ponder.statistics.bounds import binomial_cdf
 from ponder.statistics.repeats import fresh_rows
+from ponder.statistics.used import USED, Used
 
 LOG = [*(f"used {n}" for n in range(100)), *["hello"] * 20]
 FRESH = [f"fresh {n}" for n in range(150)]
