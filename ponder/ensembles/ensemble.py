@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ponder._utils.checks import check_int
+from ponder._utils.files import reading
+from ponder._utils.plain import from_plain
 from ponder._utils.rows import CHOOSE_AND_CERTIFY, split
 from ponder.calibration.certifying import certainties, certify
 from ponder.calibration.control import RiskControl
@@ -25,7 +28,9 @@ from ponder.calibration.records import Record
 from ponder.calibration.risks import RiskLike
 from ponder.calibration.votes import standard_error
 from ponder.ensembles.members import Members, Rows, members_of
+from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, LastStep, ModelSpec, PolicyBatch
+from ponder.policies.files import read_policy, write_policy
 from ponder.policies.lead import Lead
 from ponder.running.loop import Answers, run
 from ponder.statistics.certificate import CONFIDENCE, LEVEL
@@ -194,6 +199,44 @@ class Ensemble:
         self.policy = found.policy
         return found
 
+    def save(self, file: str | Path) -> None:
+        """Write the policy, with its certificate, as a JSON file; the model is yours to keep."""
+        write_policy(file, self.policy, block=self.block, members=self.members.digest())
+
+    @classmethod
+    def load(
+        cls, file: str | Path, model: Any, *, members: int | None = None, classes: Any = ()
+    ) -> Self:
+        """Read what `save` wrote, for the same model.
+
+        Args:
+            file: The file.
+            model: The model, as it was then; read it with what scikit-learn advises, skops say.
+            members: Number of members of a function.
+            classes: Classes of a function.
+
+        Raises:
+            ArgumentError: The model has other members. Functions are not compared.
+            CheckpointError: The file is damaged, or was edited.
+        """
+        policy, settings = read_policy(file)
+        with reading(file, "ensemble"):
+            saved = from_plain(_Settings, settings)
+        made = cls(model, block=saved.block, members=members, classes=classes, policy=policy)
+        if made.members.digest() != saved.members:
+            raise ArgumentError(
+                "model",
+                expected=f"the members with which {file} was written",
+                got=f"others, in {model!r}",
+                remedy="Certify this model: Ensemble(model).certify(rows).",
+            )
+        return made
+
+    @property
+    def classes(self) -> Any:
+        """The classes, as the model names them; empty for numbers."""
+        return self.members.classes
+
     @property
     def _is_regression(self) -> bool:
         return not len(self.members.classes)
@@ -201,6 +244,14 @@ class Ensemble:
     @property
     def _task(self) -> str:
         return "regression" if self._is_regression else "classification"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of a file, without the policy."""
+
+    block: int
+    members: str | None
 
 
 class MembersSource:

@@ -29,6 +29,8 @@ __all__ = ["Members", "members_of"]
 Floats: TypeAlias = NDArray[Any]
 Rows: TypeAlias = Any
 """Inputs: an array `(rows, features)`, or any sequence that a function of one's own takes."""
+_ROWS_OF_DIGEST = 64
+"""Rows on which classifiers that are no trees are compared."""
 
 
 class Members(ABC):
@@ -159,6 +161,7 @@ class Estimators(Members):
             raise _not_read(model, "Fit it without `weights`: one vote a member.")
         super().__init__(len(model.estimators_), model.classes_)
         self._estimators = model.estimators_
+        self._num_features = model.n_features_in_
         self._features = getattr(model, "estimators_features_", [slice(None)] * self.count)
         has_probabilities = all(hasattr(each, "predict_proba") for each in self._estimators)
         self._soft = has_probabilities and getattr(model, "voting", "soft") == "soft"
@@ -174,11 +177,15 @@ class Estimators(Members):
                 total[np.arange(len(rows)), estimator.predict(seen).astype(int)] += 1.0
         return total
 
-    def digest(self) -> str | None:
-        """Return the SHA-256 of trees; None if members are other classifiers."""
+    def digest(self) -> str:
+        """Return the SHA-256 of trees, or of what other classifiers say of some fixed rows."""
         if all(hasattr(each, "tree_") for each in self._estimators):
             return _digest_of_trees(self._estimators)
-        return None
+        rows = np.random.default_rng(0).normal(size=(_ROWS_OF_DIGEST, self._num_features))
+        digest = hashlib.sha256()
+        for number in range(self.count):
+            digest.update(self.sums(rows, number, number + 1).round(6).tobytes())
+        return digest.hexdigest()
 
 
 class Sampler(Members):

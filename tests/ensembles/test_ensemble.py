@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import make_classification, make_friedman1
 from sklearn.ensemble import (
     BaggingClassifier,
@@ -21,7 +24,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 import ponder
 from ponder import policies
-from ponder.errors import ArgumentError
+from ponder.errors import ArgumentError, CheckpointError
 
 X, Y = make_classification(1500, 10, n_informative=6, n_classes=3, random_state=0)
 NAMES = np.array(["cat", "dog", "fish"])[Y]
@@ -134,3 +137,29 @@ def test_models_that_cannot_be_read_are_refused() -> None:
         ponder.Ensemble(
             VotingClassifier(MODELS["hard"].estimators, weights=[1, 2, 3]).fit(X[FITTED], Y[FITTED])
         )
+
+
+def test_a_saved_policy_is_read_for_the_same_members_alone(model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "ensemble.json"
+    ensemble = ponder.Ensemble(model, block=5)
+    found = ensemble.certify(X[HELD_OUT], level=0.05)
+    ensemble.save(file)
+    loaded = ponder.Ensemble.load(file, copy.deepcopy(model))
+    assert loaded.policy == found.policy
+    answers = loaded.predict(X[FRESH])
+    assert (answers.exit_step == ensemble.predict(X[FRESH]).exit_step).all()
+    other = clone(model).fit(X[HELD_OUT], NAMES[HELD_OUT])
+    with pytest.raises(ArgumentError, match="Certify this model"):
+        ponder.Ensemble.load(file, other)
+    file.write_text(file.read_text().replace('"block": 5', '"block": 6'))
+    with pytest.raises(CheckpointError, match="changed"):
+        ponder.Ensemble.load(file, model)
+
+
+def test_the_policy_of_a_function_is_saved_without_a_digest(tmp_path: Path) -> None:
+    def sample(rows: Any, start: int, stop: int) -> Any:
+        return np.ones((len(rows), stop - start), dtype=int)
+
+    ponder.Ensemble(sample, block=2, members=9, classes=["no", "yes"]).save(tmp_path / "e.json")
+    loaded = ponder.Ensemble.load(tmp_path / "e.json", sample, members=9, classes=["no", "yes"])
+    assert loaded.predict(X[:3]).exit_step.tolist() == [6, 6, 6]
