@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,23 @@ def test_the_policy_of_a_function_is_saved_without_a_digest(tmp_path: Path) -> N
     ponder.Ensemble(sample, block=2, members=9, classes=["no", "yes"]).save(tmp_path / "e.json")
     loaded = ponder.Ensemble.load(tmp_path / "e.json", sample, members=9, classes=["no", "yes"])
     assert loaded.predict(X[:3]).exit_step.tolist() == [6, 6, 6]
+
+
+def test_a_stopped_answer_is_cheap_before_all_members_whatever_drifts() -> None:
+    rows = np.random.default_rng(0).normal(size=(20_000, 4))
+    score = rows[:, 0] + rows[:, 1] ** 2 - 1
+    forest = RandomForestClassifier(60, random_state=0).fit(rows[:500], score[:500] > 0)
+    ensemble = ponder.Ensemble(forest)
+    assert ensemble.certify(rows[500:1500], level=0.05).met
+    near = rows[3000:][abs(score[3000:]) < 0.15]
+    stream = np.concatenate([rows[1500:2300], near[:800]])
+    whole = forest.predict(stream).astype(str)
+    assert (ensemble.predict(near).labels != forest.predict(near)).mean() > 0.07
+    for seed in range(3):
+        coin = random.Random(seed).random
+        live = ponder.Live(ensemble, level=0.05, cheap=ensemble, coin=coin)
+        found = live.answer(stream.tolist())
+        differ = int((np.array(found.labels) != whole).sum())
+        assert differ <= live.account.ledger.bound
+        assert differ <= 0.05 * len(stream)
+        assert found.source.count("reference") < 0.8 * len(stream)
