@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from ponder.calibration import cost
     from ponder.calibration.calibrating import Calibration, calibrate
     from ponder.calibration.cascades import certify_cascade
-    from ponder.calibration.certify_steps import CertifiedSteps, certify_steps
     from ponder.calibration.certifying import certify
     from ponder.calibration.control import RiskControl, control_risk
     from ponder.calibration.diagnosing import Diagnosis, diagnose
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
     from ponder.calibration.records import Record
     from ponder.calibration.risks import Missed, Moved, Risk
     from ponder.calibration.stopper import Stopper
+    from ponder.calibration.stopping import CertifiedSteps, certify_steps
     from ponder.calibration.sweeps import sweep
     from ponder.running.loop import Answers
 
 _HOMES = {
     "Answers": "records",
     "Calibration": "calibrating",
-    "CertifiedSteps": "certify_steps",
+    "CertifiedSteps": "stopping",
     "Diagnosis": "diagnosing",
     "Missed": "risks",
     "Moved": "risks",
@@ -37,7 +37,7 @@ _HOMES = {
     "certify": "certifying",
     "certify_cascade": "cascades",
     "certify_draws": "draws",
-    "certify_steps": "certify_steps",
+    "certify_steps": "stopping",
     "control_risk": "control",
     "diagnose": "diagnosing",
     "sweep": "sweeps",

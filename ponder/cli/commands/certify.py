@@ -9,7 +9,7 @@ import typer
 
 from ponder._utils.rows import content_ids
 from ponder._utils.seals import write_sealed
-from ponder.calibration.certify_steps import CertifiedSteps, certify_steps
+from ponder.calibration.stopping import CertifiedSteps, certify_steps
 from ponder.cli.answer_rows import AnswerRows
 from ponder.cli.options import SHARE, Confidence, Json
 from ponder.cli.outcome import Outcome
