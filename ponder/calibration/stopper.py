@@ -25,6 +25,7 @@ from ponder.errors import ArgumentError
 from ponder.policies.base import ExitPolicy, ModelSpec, PolicyState
 from ponder.policies.combine import Certified
 from ponder.policies.files import read_policy, write_policy
+from ponder.statistics.certificate import CONFIDENCE
 from ponder.statistics.used import Used
 from ponder.statistics.verdict import Verdict, judge_losses
 
@@ -71,7 +72,7 @@ class Stopper:
     def statement(self) -> str:
         """The promise in one sentence."""
         if isinstance(self.policy, Certified):
-            return self.policy.statement
+            return self.policy.certificate.sentence
         return "Nothing is promised."
 
     def should_stop(self, answers_so_far: Sequence[Any], confidences: Sequence[float] = ()) -> bool:
@@ -161,7 +162,7 @@ class Stopper:
         Raises:
             ArgumentError: Nothing is promised, or most items are those that certified.
         """
-        if not isinstance(self.policy, Certified) or self.policy.threshold_value is None:
+        if not isinstance(self.policy, Certified) or not self.policy.certificate.met:
             raise ArgumentError(
                 "stopper",
                 expected="one with a promise",
@@ -176,8 +177,8 @@ class Stopper:
         if self.tolerance is not None:
             risk = Moved(self.tolerance)
         losses = loss_at(risk, record)(record.exit_steps(self.policy)[None])[0]
-        confidence = self.policy.confidence or 0.95
-        return judge_losses(losses, self.policy.level, confidence, "fresh item")
+        promise = self.policy.certificate
+        return judge_losses(losses, promise.level, promise.confidence or CONFIDENCE, "fresh item")
 
 
 @dataclass(frozen=True)

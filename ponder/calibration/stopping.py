@@ -92,9 +92,10 @@ def certify_steps(
         )
     else:
         found = certify_draws(record, tolerance=tolerance, **promise)
+    policy = found.policy.with_facts(unit="item")
     used = Used.of(steps.keys)
-    stopper = Stopper(found.policy, record.num_steps, combine, tolerance, columns, used)
-    return CertifiedSteps(**vars(found), stopper=stopper)
+    stopper = Stopper(policy, record.num_steps, combine, tolerance, columns, used)
+    return CertifiedSteps(**{**vars(found), "policy": policy}, stopper=stopper)
 
 
 def _candidates(record: Record) -> list[Candidate]:
