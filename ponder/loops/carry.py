@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ponder._utils.trees import Tree, first_tensor, map_tensors
 from ponder.loops.deciding import Decider
-from ponder.loops.slots import Parts, Slots, as_bool
+from ponder.loops.positions import Parts, as_bool
+from ponder.loops.slots import Slots
 from ponder.model.padding import join_rows
 from ponder.model.steps import Context
 

@@ -28,18 +28,21 @@ from ponder.loops.blocks import position_step
 from ponder.loops.carry import Carried, Problem, carry
 from ponder.loops.deciding import Decider
 from ponder.loops.places import Places, PositionStep
-from ponder.loops.slots import (
-    Answers,
+from ponder.loops.positions import (
     Halted,
+    PositionSource,
     as_bool,
+    at_positions,
+    over_positions,
     real_units,
-    run,
 )
-from ponder.loops.unrolling import UnrolledUnits, unroll
+from ponder.loops.unrolling import unroll
 from ponder.model.steps import Context, ContextDict, as_module, optional_module, parameters_of
 from ponder.objectives import Depth, FinalStep, Objective, Ponder, Progress
 from ponder.policies import ExitPolicy, LastStep, ModelSpec, Quantile
+from ponder.policies.base import PolicyBatch
 from ponder.priors import Geometric, Prior
+from ponder.running.loop import run
 from ponder.tasks import Task, TaskName, as_task, infer_task, task_named
 from ponder.trajectory import Trajectory, objective_loss
 
@@ -211,23 +214,28 @@ class Loop(nn.Module):
                 `ponder.Shared`.
         """
         check_int("max_steps", max_steps)
-        call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
         if self.training:
+            call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
             return self._train(hidden, max_steps, labels, objective, policy, halting, call)
-        decider = self.decider(policy, max_steps, hidden)
-        exits = self._run(hidden, decider, policy_context=policy_context, **call)
+        task = self._task_of_policies(hidden)
+        policy = self._checked(policy, max_steps, task)
         mask = as_bool(attention_mask)
+        source = self._source(
+            hidden,
+            mask,
+            context,
+            use_hazard="hazard" in policy.needs,
+            policy_context=policy_context,
+        )
+        real = source.real
+        ids = source.ids(_row_ids(hidden, row_ids))
+        answers = run(source, policy, PolicyBatch(ids, max_steps, task))
         loss = None
         if labels is not None:
-            real = real_units(hidden, mask, together=self.halted == "together")
-            outputs = exits.outputs[real]
-            labels = labels[real]
-            task = self._meaning_of_units(outputs) or infer_task(outputs, labels)
-            labels = task.check(outputs, labels)
-            if self.halted == "together":
-                labels = task.inside(labels, mask)
-            loss = task.mean_loss(task.losses(outputs, labels), labels)
-        return LoopOutput(exits.outputs, exits.exit_step, exits.hidden, loss)
+            loss = self._loss_at_exits(answers.outputs, labels[real], mask)
+        states = source.states()
+        exit_step = over_positions(self, at_positions(answers.exit_step, real), states, mask)
+        return LoopOutput(at_positions(answers.outputs, real), exit_step, states, loss)
 
     def unroll(
         self,
@@ -262,13 +270,13 @@ class Loop(nn.Module):
             >>> loop.unroll(torch.randn(2, 5, 8), max_steps=4).outputs.shape
             torch.Size([10, 4, 3])
         """
-        decider = None
-        if policy is not None:
-            decider = self.decider(policy, max_steps, hidden)
         call = {"attention_mask": attention_mask, "row_ids": row_ids, **context}
+        if policy is not None:
+            policy = self._checked(policy, max_steps, self._task_of_policies(hidden))
         depth = Depth(0, max_steps)
-        trajectory, _ = self._unroll(hidden, depth, decider, keep_features=keep_features, **call)
-        return trajectory
+        out = self._unroll(hidden, max_steps, depth, policy, keep_features=keep_features, **call)
+        assert out.trajectory is not None
+        return out.trajectory
 
     def carry(
         self,
@@ -301,18 +309,9 @@ class Loop(nn.Module):
         if first is None:
             return
         example = map_tensors(_with_batch, first.hidden)
-        decider = self.decider(policy, max_steps, example)
+        task = self._task_of_policies(example)
+        decider = Decider(self._checked(policy, max_steps, task), max_steps, task)
         yield from carry(self, decider, chain([first], given), slots)
-
-    def decider(self, policy: ExitPolicy | None, max_steps: int, hidden: Tree) -> Decider:
-        """Return the policy of a call, checked against the loop."""
-        chosen = self.policy if policy is None else policy
-        check_type("policy", chosen, ExitPolicy)
-        task = self.task or task_named(None)
-        if self.halted == "together" and task.one_class and self.read(hidden).dim() > 2:
-            task = task_named("token_classification")
-        chosen.check(ModelSpec(max_steps, task, self.lambda_head is not None))
-        return Decider(chosen, max_steps, task)
 
     def weights_digest(self) -> str | None:
         """Return the SHA-256 of the weights, on any device."""
@@ -320,7 +319,7 @@ class Loop(nn.Module):
 
     def meaning(self, outputs: Tensor) -> Task:
         """Return the task of outputs: the loop's own, classes if it names none."""
-        return self._meaning_of_units(outputs) or task_named(None)
+        return self._task_of_units(outputs) or task_named(None)
 
     def read(self, hidden: Tree) -> Tensor:
         """Return the features of states, `(batch, length, …)`."""
@@ -348,29 +347,21 @@ class Loop(nn.Module):
         step = cast(PositionStep, self.step)
         return step.positions(hidden, places, kept, **given)
 
-    def _run(
+    def _source(
         self,
         hidden: Tree,
-        decider: Decider,
+        mask: Tensor | None,
+        context: Context,
         *,
-        attention_mask: Tensor | None,
-        row_ids: Tensor | None,
+        use_hazard: bool,
         policy_context: Mapping[str, Tensor] | None = None,
-        **context: Any,
-    ) -> Answers:
-        """Run a batch until every row has left, and return the rows in their order."""
+    ) -> PositionSource:
+        """Return the positions before their first step."""
         size = check_rows("hidden", hidden)
         if context:
             check_rows("context", context, size)
-        return run(
-            self,
-            decider,
-            hidden,
-            context,
-            mask=as_bool(attention_mask),
-            number=_numbers(size, None, hidden),
-            row_ids=_numbers(size, row_ids, hidden),
-            policy_context=policy_context,
+        return PositionSource(
+            self, hidden, context, mask, use_hazard=use_hazard, policy_context=policy_context
         )
 
     def _train(
@@ -389,59 +380,67 @@ class Loop(nn.Module):
         prior = self._prior_over(max_steps)
         objective.check(has_hazard=self.lambda_head is not None, has_prior=prior is not None)
         depth = objective.depth(max_steps)
-        decider = None
         if halting:
-            decider = self.decider(policy, max_steps, hidden)
+            policy = self._checked(policy, max_steps, self._task_of_policies(hidden))
+        else:
+            policy = None
         keep_features = "features" in objective.needs
-        trajectory, units = self._unroll(
-            hidden, depth, decider, keep_features=keep_features, **call
-        )
+        out = self._unroll(hidden, max_steps, depth, policy, keep_features=keep_features, **call)
+        if labels is None:
+            return out
         mask = as_bool(call["attention_mask"])
-        real = real_units(hidden, mask, together=self.halted == "together")
-        loss = None
-        if labels is not None:
-            trajectory = replace(trajectory, labels=labels[real])
-            loss = self._loss(objective, prior, trajectory, labels[real])
-        outputs = trajectory.outputs[:, -1]
-        folded = outputs.new_zeros(*real.shape, *outputs.shape[1:])
-        folded[real] = outputs
-        return LoopOutput(folded, units.exit_step, units.hidden, loss, trajectory)
+        labels = labels[real_units(hidden, mask, together=self.halted == "together")]
+        assert out.trajectory is not None
+        trajectory = replace(out.trajectory, labels=labels)
+        loss = self._loss(objective, prior, trajectory, labels)
+        return replace(out, loss=loss, trajectory=trajectory)
 
     def _unroll(
         self,
         hidden: Tree,
+        max_steps: int,
         depth: Depth,
-        decider: Decider | None,
+        policy: ExitPolicy | None,
         *,
         keep_features: bool = False,
         attention_mask: Tensor | None,
         row_ids: Tensor | None,
         **context: Any,
-    ) -> tuple[Trajectory, UnrolledUnits]:
-        """Run all steps of all units, and return the trajectory of the real ones with the rows."""
+    ) -> LoopOutput:
+        """Run all steps of all units, and record those that are not padding."""
         mask = as_bool(attention_mask)
-        units = unroll(
-            self,
-            hidden,
-            depth,
-            decider,
-            mask=mask,
-            row_ids=_numbers(check_rows("hidden", hidden), row_ids, hidden),
-            context=context,
-            keep_features=keep_features,
+        use_hazard = self.lambda_head is not None
+        source = self._source(hidden, mask, context, use_hazard=use_hazard)
+        ids = source.ids(_row_ids(hidden, row_ids))
+        batch = PolicyBatch(ids, max_steps, self._task_of_policies(hidden))
+        unrolled = unroll(
+            source, batch, depth, policy, use_hazard=use_hazard, keep_features=keep_features
         )
-        outputs = units.record.outputs
-        one_answer = self.halted != "together" or outputs.dim() < 4
+        record = unrolled.record
+        last = record.outputs[:, -1]
+        one_answer = self.halted != "together" or last.dim() < 3
         trajectory = Trajectory(
-            outputs,
-            units.record.hazard_logits,
-            units.ids,
-            features=units.record.features,
-            task=self._meaning_of_units(outputs[:, -1]),
+            record.outputs,
+            record.hazard_logits,
+            ids,
+            features=record.features,
+            task=self._task_of_units(last),
             mask=None if one_answer else mask,
             training=self.training,
         )
-        return trajectory, units
+        states = source.states()
+        exit_step = over_positions(
+            self, at_positions(unrolled.exit_step, source.real), states, mask
+        )
+        return LoopOutput(at_positions(last, source.real), exit_step, states, None, trajectory)
+
+    def _loss_at_exits(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the task's loss of units at their exits, a scalar."""
+        task = self._task_of_units(outputs) or infer_task(outputs, labels)
+        labels = task.check(outputs, labels)
+        if self.halted == "together":
+            labels = task.inside(labels, mask)
+        return task.mean_loss(task.losses(outputs, labels), labels)
 
     def _loss(
         self,
@@ -464,11 +463,30 @@ class Loop(nn.Module):
             return Geometric(0.1).rescaled(12, max_steps)
         return self.prior
 
-    def _meaning_of_units(self, outputs: Tensor) -> Task | None:
-        """Return the task of units; rows that halt together may have an answer at each position."""
+    def _checked(self, policy: ExitPolicy | None, max_steps: int, task: Task) -> ExitPolicy:
+        """Return the policy of a call, by default the loop's, after a check against the loop."""
+        if policy is None:
+            policy = self.policy
+        check_type("policy", policy, ExitPolicy)
+        policy.check(ModelSpec(max_steps, task, self.lambda_head is not None))
+        return policy
+
+    def _task_of_policies(self, hidden: Tree) -> Task:
+        """Return the task by which policies read outputs."""
+        task = self.task
+        if self.halted == "together":
+            task = self._task_of_units(self.read(hidden))
+        return task or task_named(None)
+
+    def _task_of_units(self, units: Tensor) -> Task | None:
+        """Return the task of units; rows that halt together may have an answer at each position.
+
+        Args:
+            units: Their outputs or features, `(units, …)`.
+        """
         task = self.task
         one_class = task is None or task.one_class
-        if self.halted == "together" and one_class and outputs.dim() > 2:
+        if self.halted == "together" and one_class and units.dim() > 2:
             return task_named("token_classification")
         return task
 
@@ -482,9 +500,10 @@ def _with_batch(tensor: Tensor) -> Tensor:
     return rearrange(tensor, "... -> 1 ...")
 
 
-def _numbers(size: int, row_ids: Tensor | None, hidden: Tree) -> Tensor:
+def _row_ids(hidden: Tree, row_ids: Tensor | None) -> Tensor:
     """Return the identity of each row, `(rows,)` long: by default its position in the batch."""
-    number = torch.arange(size, device=first_tensor(hidden).device)
+    states = first_tensor(hidden)
+    number = torch.arange(len(states), device=states.device)
     if row_ids is None:
         return number
     return row_ids.to(number)

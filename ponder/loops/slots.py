@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from einops import repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ponder._utils.trees import Tree, first_tensor, map_tensors, take_rows
+from ponder._utils.trees import Tree, map_tensors, take_rows
 from ponder.loops.deciding import Decider, Readings, Units, unit_ids
 from ponder.loops.places import Places
+from ponder.loops.positions import Parts, hold, over_positions, real_units
 from ponder.model.heads import LambdaHead, next_input
 from ponder.model.padding import join_rows
 from ponder.model.readouts import mean
@@ -28,38 +28,9 @@ from ponder.model.steps import Context
 
 __all__ = [
     "Answers",
-    "Halted",
-    "Parts",
     "Rows",
     "Slots",
-    "as_bool",
-    "hold",
-    "over_positions",
-    "read_hazards",
-    "start_past",
 ]
-
-Halted = Literal["frozen", "hidden", "together"]
-
-
-class Parts(Protocol):
-    """What the engine needs of a loop."""
-
-    halted: Halted
-    runs_positions: bool
-    head: nn.Module
-    lambda_head: nn.Module | None
-
-    def call_step(self, hidden: Tree, mask: Tensor | None, index: Tensor, context: Context) -> Tree:
-        """Return the states of all positions after a step."""
-
-    def call_positions(
-        self, hidden: Tree, places: Places, kept: Tree, index: Tensor, context: Context
-    ) -> tuple[Tree, Tree]:
-        """Return the states of the running positions after a step, and the kept values of all."""
-
-    def read(self, hidden: Tree) -> Tensor:
-        """Return the features of states."""
 
 
 class Rows(NamedTuple):
@@ -288,53 +259,6 @@ class Slots:
                 lambda kept: torch.cat([kept, kept.new_zeros(len(fresh.number), *kept.shape[1:])]),
                 self._kept,
             )
-
-
-def run(parts: Parts, decider: Decider, hidden: Tree, context: Context, **rows: Any) -> Answers:
-    """Run a batch to the exits of all rows, in order; arguments as for `Slots.admit`."""
-    slots = Slots(parts, decider)
-    slots.admit(hidden, context, **rows)
-    answers: list[Answers] = []
-    while slots:
-        finished = slots.advance()
-        if finished is not None:
-            answers.append(finished)
-    return Answers.in_order(answers)
-
-
-def as_bool(mask: Tensor | None) -> Tensor | None:
-    """Return a mask of the caller's, 1 or True at real positions, as booleans."""
-    return None if mask is None else mask != 0
-
-
-def real_units(hidden: Tree, mask: Tensor | None, *, together: bool) -> Tensor:
-    """Return which units are not padding: `(rows, length)` bool, or `(rows,)` of whole rows."""
-    states = first_tensor(hidden)
-    if together:
-        return torch.ones(states.shape[0], dtype=torch.bool, device=states.device)
-    if mask is None:
-        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    return mask
-
-
-def over_positions(parts: Parts, exit_step: Tensor, hidden: Tree, mask: Tensor | None) -> Tensor:
-    """Return exit steps `(rows, length)`, also of whole rows; 0 at padding."""
-    if exit_step.dim() > 1 or parts.read(hidden).dim() < 3:
-        return exit_step
-    length = first_tensor(hidden).shape[1]
-    expanded = repeat(exit_step, "rows -> rows length", length=length)
-    return expanded if mask is None else torch.where(mask, expanded, 0)
-
-
-def hold(running: Tensor, after: Tree, before: Tree) -> Tree:
-    """Return the states `after` at running positions and those `before` at others."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        mask = running.reshape(*running.shape, *[1] * (new.dim() - running.dim()))
-        return torch.where(mask, new, old)
-
-    held: Tree = pytree.tree_map(choose, after, before)
-    return held
 
 
 def start_past(parts: Parts, features: Tensor, mask: Tensor | None) -> Tensor | None:

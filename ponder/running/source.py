@@ -8,9 +8,10 @@ where "read" is any of `output`, `output_of`, `features` and `hazard_logit`, as 
 them. So a policy that is replayed on a record and one that decides while a model runs see the same
 rows, step by step.
 
-Sources of this library: `ponder.model.source.ModelSource` computes the steps of a PyTorch model, an
-export computes graphs, `ponder.running.chunk.Chunk` holds several batches, a ranker holds the
-candidates of queries, and `ponder.calibration.records.RecordedSource` looks up what was recorded.
+Sources of this library: `ponder.model.source.ModelSource` computes the steps of a PyTorch model,
+`ponder.loops.positions.PositionSource` those of the positions of a looped model, an export computes
+graphs, `ponder.running.chunk.Chunk` holds several batches, a ranker holds the candidates of
+queries, and `ponder.calibration.records.RecordedSource` looks up what was recorded.
 """
 
 from __future__ import annotations

@@ -131,6 +131,25 @@ def test_a_row_does_not_depend_on_its_batch(halted: str) -> None:
             torch.testing.assert_close(some.outputs, expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("halted", ["frozen", "hidden", "together"])
+@pytest.mark.parametrize("policy", [policies.Quantile(0.6), policies.Confidence(0.5)], ids=str)
+def test_rows_and_batches_of_padding_alone_have_no_exits(
+    policy: policies.ExitPolicy, halted: str
+) -> None:
+    loop = make_loop(halted=halted)
+    hidden, mask = make_batch((5, 3, 5))
+    call = {"max_steps": MAX_STEPS, "policy": policy}
+    nothing = loop(hidden, attention_mask=torch.zeros_like(mask), **call)
+    assert nothing.outputs.shape == (3, 5, 3)
+    assert not nothing.exit_step.any()
+    whole = loop(hidden, attention_mask=mask, **call)
+    mask[1] = False
+    some = loop(hidden, attention_mask=mask, **call)
+    assert not some.exit_step[1].any()
+    assert some.exit_step[[0, 2]].tolist() == whole.exit_step[[0, 2]].tolist()
+
+
 def test_seeded_numbers_differ_by_row_and_position() -> None:
     loop = make_loop()
     hidden = torch.zeros(3, 40, WIDTH)  # the same hazards everywhere
