@@ -1,0 +1,5 @@
+"""`python -m benchmarks.anything`."""
+
+from benchmarks.anything.cli import main
+
+main()
