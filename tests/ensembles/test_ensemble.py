@@ -118,8 +118,8 @@ def test_a_function_is_asked_about_the_rows_alone_that_run() -> None:
     asked = list[int]()
 
     def sample(rows: Any, start: int, stop: int) -> Any:
-        if stop > start:
-            asked.append(len(rows))
+        assert stop > start
+        asked.append(len(rows))
         draws = np.random.default_rng(start).random((len(rows), stop - start))
         return (draws > rows[:, :1]).astype(int)
 
